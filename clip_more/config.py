@@ -1,0 +1,254 @@
+"""TrainConfig: everything a recipe may say, each key documented once, for YAML, command line and `--help` alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# ruff: noqa: RUF009 (_key is a spelling of dataclasses.field)
+
+
+class ConfigError(ValueError):
+    """A recipe, key or value that cannot be used; the message says which and what to do."""
+
+
+def _key(default: Any, text: str, *, choices: Sequence[str] = ()) -> Any:
+    metadata = {"help": text, "choices": tuple(choices)}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Photos, labels, classes."""
+
+    dataset: str = _key("", "Data set family.", choices=("voc", "coco", "lists", "digits_mlt"))
+    data_root: str | None = _key(None, "Folder of the data set.")
+    year: int = _key(2007, "voc: VOC2007 or VOC2012.")
+    train_split: str = _key("trainval", "voc: a list of ImageSets/Main; coco: train2017 or train2014.")
+    test_split: str = _key("test", "The same for evaluation.")
+    annotations: str = _key(
+        "xml", "voc: labels from the XML files or from ImageSets/Main.", choices=("xml", "imagesets")
+    )
+    difficult: str = _key(
+        "positive", "voc: objects marked difficult count as this.", choices=("positive", "negative", "ignore")
+    )
+    train_list: str | None = _key(None, "lists: file of `path index index ...` lines, below data_root.")
+    test_list: str | None = _key(None, "lists: the same for evaluation.")
+    class_file: str | None = _key(None, "lists: file of `name index` or bare name lines, below data_root.")
+    classes: list[str] | str | None = _key(None, "Keep only these classes (names, or a file of names below data_root).")
+    head_min: int = _key(100, "Head classes have at least this many train positives.")
+    tail_max: int = _key(20, "Tail classes have fewer train positives than this.")
+    val_fraction: float = _key(0.0, "Share of train held out for selection, stratified by label.")
+    refit: bool = _key(False, "Train on all of train, held-out part included; nothing can be selected then.")
+    imbalance: float = _key(100.0, "digits_mlt: most common over rarest class.")
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The CLIP and its head."""
+
+    model: str = _key(
+        "small",
+        "Hub id, local folder, open_clip:ARCH/TAG, open_clip:ARCH:FILE, or a preset: tiny and small (random weights), "
+        "digits (the demo's tiny pretrained CLIP).",
+    )
+    image_size: int | None = _key(None, "Train and test at this size; position embeddings are interpolated.")
+    templates: list[str] | str = _key("plain", "Prompt templates: a named set, a list, or a file with one a line.")
+    class_prompts: dict[str, str] = _key({}, "English spelling of class names in prompts, where ours is not wanted.")
+    text_tower: str = _key(
+        "train", "Train the text tower, or freeze it and encode prompts once.", choices=("train", "freeze")
+    )
+    head_start: str = _key(
+        "fit",
+        "Before step 0 fit scale and class biases on train, or start from the checkpoint's scale.",
+        choices=("fit", "none"),
+    )
+    dropout: float = _key(0.0, "Attention dropout of the vision tower while training.")
+    gradient_checkpointing: bool = _key(False, "Recompute activations in the backward pass: less memory, more time.")
+
+
+@dataclass(kw_only=True)
+class MethodConfig:
+    """What is trained, and on which loss."""
+
+    tuning: str = _key(
+        "more",
+        "more: all weights and the tail; full: all weights; lora: stock PEFT LoRA, base frozen; head: towers frozen.",
+        choices=("full", "more", "lora", "head"),
+    )
+    loss: str = _key("bce", "Base loss.", choices=("bce", "asl"))
+    loss_reduction: str = _key(
+        "sum", "Over the classes of an image; divides base loss and L_MORE alike.", choices=("sum", "mean")
+    )
+    asl_gamma_positive: float = _key(0.0, "ASL focusing of positives.")
+    asl_gamma_negative: float = _key(4.0, "ASL focusing of negatives.")
+    asl_margin: float = _key(0.05, "ASL probability shift.")
+    asl_focal_gradient: bool = _key(False, "ASL focusing factor inside the gradient (the equations) or not (its code).")
+    rho: float = _key(0.1, "Rank of a tail over the smaller side of its layer.")
+    tail_towers: str = _key("both", "Towers that get a tail.", choices=("both", "vision", "text"))
+    tail_targets: list[str] | None = _key(
+        None, "Names of the layers that get a tail; all usual ones of a CLIP without it."
+    )
+    discrepancy_weighting: str = _key("label", "L_MORE weighted by class, or by image.", choices=("label", "sample"))
+    discrepancy_sample_reduce: str = _key(
+        "min", "sample: prior of an image from its positives.", choices=("min", "mean", "max")
+    )
+    discrepancy_prior_exponent: float = _key(1.0, "q in n^q: 1 the prior, 0 uniform, below 0 inverse.")
+    discrepancy_distance: str = _key("l2", "Distance between full and general logits.", choices=("l2", "kl"))
+    discrepancy_reduction: str | None = _key(
+        None, "Over classes, when it shall differ from loss_reduction.", choices=("sum", "mean")
+    )
+    discrepancy_scale_free: bool = _key(
+        False, "Divide logits by their standard deviation, so that the scale does not matter."
+    )
+    discrepancy_centred: bool = _key(False, "Subtract the mean of the logit differences over classes.")
+    discrepancy_gradient: str = _key(
+        "both",
+        "Where the gradient of L_MORE goes: both passes, A and B only (costs a third pass), or one pass stopped.",
+        choices=("both", "tail", "stop_full", "stop_general"),
+    )
+    amplitude: float = _key(1.0, "Peak weight of L_MORE (A, or A' when normalised).")
+    amplitude_normalised: bool = _key(True, "amplitude is A' = A / number of classes.")
+    alpha_schedule: str = _key(
+        "sinusoidal", "Weight of L_MORE over the steps.", choices=("sinusoidal", "cosine", "constant")
+    )
+
+
+@dataclass(kw_only=True)
+class OptimiserConfig:
+    """Steps, rates, precision."""
+
+    epochs: float = _key(10.0, "Passes over train (a fraction is allowed).")
+    max_steps: int | None = _key(None, "Stop after this many optimiser steps, whatever epochs says.")
+    batch_size: int = _key(32, "Photos a process and micro-batch.")
+    accumulation: int = _key(1, "Micro-batches an optimiser step.")
+    lr: float = _key(1.0e-5, "Learning rate of the towers.")
+    lr_tail: float | None = _key(None, "Learning rate of A and B; as lr without it.")
+    lr_head: float = _key(1.0e-3, "Learning rate of scale and class biases.")
+    weight_decay: float = _key(0.01, "On weight matrices of towers (not on biases, norms, embeddings, head).")
+    weight_decay_tail: float = _key(0.0, "On A and B.")
+    warmup: float = _key(0.05, "Share of the steps with a rising learning rate; a cosine to zero follows.")
+    clip_norm: float = _key(1.0, "Gradients are scaled down to this norm; 0 leaves them.")
+    mixed_precision: str = _key("no", "Autocast of the towers.", choices=("no", "bf16", "fp16"))
+    seed: int = _key(0, "Of weights, order, augmentation and splits.")
+    processes: int | None = _key(
+        None, "How many processes this recipe needs; the run refuses to start on another number."
+    )
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Where results go, and when."""
+
+    method: str = _key("", "Name of the method; with the data set it names the run. The recipe's file name without it.")
+    run: str | None = _key(None, "Name of the run; naming it again resumes it. <dataset>-<method> without it.")
+    output_dir: str = _key("runs", "Folder of all runs.")
+    eval_every: int = _key(0, "Evaluate every so many steps on the held-out part of train; 0: only at the end.")
+    checkpoint_every: int = _key(0, "Checkpoint every so many steps; 0: once an epoch.")
+    keep: str = _key(
+        "last",
+        "Weights that are exported: last step, running average, or best on the held-out part.",
+        choices=("last", "ema", "best"),
+    )
+    ema_decay: float = _key(0.999, "Decay of the running average.")
+    min_crop: float = _key(0.5, "Smallest share of a photo in a random training crop.")
+    flip: bool = _key(True, "Random horizontal flips in training.")
+    workers: int = _key(2, "Processes that load photos.")
+    log_every: int = _key(10, "Steps between lines of metrics.jsonl.")
+    trackers: list[str] = _key([], "Accelerate trackers, such as tensorboard.")
+    push_to_hub: str | None = _key(None, "Upload merged/ to this Hub repository after the run.")
+
+
+@dataclass(kw_only=True)
+class TrainConfig(RunConfig, OptimiserConfig, MethodConfig, ModelConfig, DataConfig):
+    """One recipe, resolved. Flat, so that every key is also a `--key value` of the command line."""
+
+    @property
+    def run_name(self) -> str:
+        """`run`, or `<dataset>-<method>`."""
+        return self.run or f"{self.dataset}-{self.method}"
+
+    @property
+    def run_folder(self) -> Path:
+        """`<output_dir>/<run_name>`."""
+        return Path(self.output_dir) / self.run_name
+
+    def to_dict(self) -> dict[str, Any]:
+        """All keys and values, as YAML can hold them."""
+        return dataclasses.asdict(self)
+
+    def check(self) -> TrainConfig:
+        """This config, if its keys agree with each other.
+
+        Raises:
+            ConfigError: On the first pair of keys that do not.
+        """
+        _check_data(self)
+        _check_method(self)
+        _check_numbers(self)
+        if any(part in self.run_name for part in ("/", "\\")) or self.run_name in ("", ".", ".."):
+            raise ConfigError(f"run is {self.run_name!r}; a run name is one folder name")
+        return self
+
+
+SECTIONS = (DataConfig, ModelConfig, MethodConfig, OptimiserConfig, RunConfig)
+
+
+def _check_data(config: TrainConfig) -> None:
+    if not config.dataset:
+        raise ConfigError("dataset is not set; choose one of voc, coco, lists, digits_mlt")
+    if config.dataset != "digits_mlt" and not config.data_root:
+        raise ConfigError(f"data_root is not set; say where the {config.dataset} folder is with --data_root")
+    if config.dataset == "lists" and not (config.train_list and config.test_list and config.class_file):
+        raise ConfigError("dataset lists needs train_list, test_list and class_file")
+    if config.tail_max > config.head_min:
+        raise ConfigError(f"tail_max ({config.tail_max}) is above head_min ({config.head_min})")
+    held_out = config.val_fraction > 0 and not config.refit
+    for key, wanted in (("keep: best", config.keep == "best"), ("eval_every", config.eval_every > 0)):
+        if wanted and not held_out:
+            raise ConfigError(f"{key} evaluates on a held-out part of train; set val_fraction (0.2, say), no refit")
+    if config.keep == "best" and config.eval_every == 0:
+        raise ConfigError("keep: best needs eval_every")
+
+
+def _check_method(config: TrainConfig) -> None:
+    low_rank = config.tuning in ("more", "lora")
+    if low_rank and config.text_tower == "freeze" and config.tail_towers != "vision":
+        raise ConfigError("text_tower: freeze leaves no text layer to train; set tail_towers: vision")
+    if config.tuning != "more":
+        return
+    if config.discrepancy_gradient == "tail" and config.gradient_checkpointing:
+        raise ConfigError("discrepancy_gradient: tail cannot be recomputed; set gradient_checkpointing: false")
+    if config.discrepancy_centred and config.discrepancy_distance == "kl":
+        raise ConfigError("discrepancy_centred needs discrepancy_distance: l2")
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    bounds: dict[str, tuple[str, Callable[[float], bool]]] = {
+        "val_fraction": ("in [0, 1)", lambda v: 0 <= v < 1),
+        "warmup": ("in [0, 1)", lambda v: 0 <= v < 1),
+        "dropout": ("in [0, 1)", lambda v: 0 <= v < 1),
+        "ema_decay": ("in [0, 1)", lambda v: 0 <= v < 1),
+        "rho": ("in (0, 1]", lambda v: 0 < v <= 1),
+        "min_crop": ("in (0, 1]", lambda v: 0 < v <= 1),
+        "epochs": ("above 0", lambda v: v > 0),
+        "imbalance": ("1 or more", lambda v: v >= 1),
+    }
+    bounds |= dict.fromkeys(
+        ("batch_size", "accumulation", "log_every", "max_steps", "image_size", "processes"),
+        ("1 or more", lambda v: v >= 1),
+    )
+    bounds |= dict.fromkeys(
+        ("lr", "lr_tail", "lr_head", "weight_decay", "weight_decay_tail", "clip_norm", "amplitude", "eval_every",
+         "checkpoint_every", "workers"),
+        ("0 or more", lambda v: v >= 0),
+    )  # fmt: skip
+    for name, (text, holds) in bounds.items():
+        value = getattr(config, name)
+        if value is not None and not holds(value):
+            raise ConfigError(f"{name} is {value}; it must be {text}")

@@ -1,0 +1,1 @@
+"""Data sets in one form, class profiles, splits and transforms."""

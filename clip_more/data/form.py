@@ -1,0 +1,152 @@
+"""The one form that every data set is read into: a `datasets.Dataset` of photos, labels and unknown labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import datasets
+    import PIL.Image
+    import pyarrow as pa
+
+
+def make_dataset(
+    images: Sequence[str | Path | bytes | PIL.Image.Image],
+    labels: Sequence[Sequence[int]],
+    names: Sequence[str],
+    *,
+    image_ids: Sequence[str] | None = None,
+    unknown: Sequence[Sequence[int]] | None = None,
+) -> datasets.Dataset:
+    """Put photos and their labels into the common form.
+
+    Args:
+        images: N photos: paths (nothing is opened here), encoded bytes, or PIL images (kept in memory as PNG).
+        labels: N lists of positive classes, in any order; an empty list means "all negative".
+        names: C class names.
+        image_ids: N names by which errors and results call the photos; the path, or the row number, by default.
+        unknown: N lists of classes that are neither positive nor negative in that photo; none by default.
+
+    Returns:
+        Columns `image: Image()`, `labels: List(ClassLabel)`, `image_id: string`, `unknown: List(ClassLabel)`;
+        labels and unknown are sorted and without repeats.
+
+    Raises:
+        ValueError: lengths differ, class names repeat, an index is outside 0..C-1, or a class is both positive and
+            unknown in one photo.
+    """
+    import datasets
+
+    names = _checked_names(names)
+    if image_ids is None:
+        image_ids = [str(x) if isinstance(x, str | Path) else str(row) for row, x in enumerate(images)]
+    if unknown is None:
+        unknown = [()] * len(images)
+    if not len(images) == len(labels) == len(image_ids) == len(unknown):
+        raise ValueError(
+            f"{len(images)} images, {len(labels)} label lists, {len(image_ids)} image ids and {len(unknown)} unknown "
+            "lists: there must be one of each for every photo"
+        )
+    labels = [_checked_row(row, len(names), name) for row, name in zip(labels, image_ids, strict=True)]
+    unknown = [_checked_row(row, len(names), name) for row, name in zip(unknown, image_ids, strict=True)]
+    for positive, unsure, name in zip(labels, unknown, image_ids, strict=True):
+        both = set(positive).intersection(unsure)
+        if both:
+            raise ValueError(f"image {name}: class {names[min(both)]!r} is both positive and unknown")
+    classes = datasets.List(datasets.ClassLabel(names=list(names)))
+    features = datasets.Features(
+        {"image": datasets.Image(), "labels": classes, "image_id": datasets.Value("string"), "unknown": classes}
+    )
+    columns = {
+        "image": [str(image) if isinstance(image, Path) else image for image in images],
+        "labels": labels,
+        "image_id": [str(name) for name in image_ids],
+        "unknown": unknown,
+    }
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def class_names(dataset: datasets.Dataset) -> list[str]:
+    """The C class names, in the order of the label indices."""
+    return list(dataset.features["labels"].feature.names)
+
+
+def multi_hot(dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Labels as arrays: targets `(N, C)` bool, and known `(N, C)` bool, False where a label is unknown."""
+    shape = (len(dataset), len(class_names(dataset)))
+    targets, known = np.zeros(shape, dtype=bool), np.ones(shape, dtype=bool)
+    targets[label_pairs(dataset, "labels")] = True
+    known[label_pairs(dataset, "unknown")] = False
+    return targets, known
+
+
+def label_pairs(dataset: datasets.Dataset, column: str = "labels") -> tuple[np.ndarray, np.ndarray]:
+    """Every entry of `labels` or `unknown` as `(rows, classes)`, two int64 arrays as long as there are entries."""
+    lists = _arrow(dataset.select_columns([column])).column(0).combine_chunks()
+    lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    classes = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.repeat(np.arange(len(lists)), lengths), classes
+
+
+def keep_classes(dataset: datasets.Dataset, names: Sequence[str]) -> datasets.Dataset:
+    """Keep a subset of the classes, in the order given (the `classes:` key of a recipe).
+
+    Photos stay even when all their labels go: they are negatives of the classes kept.
+
+    Raises:
+        ValueError: a name is not a class of the data set, or is given twice.
+    """
+    import datasets
+    import pyarrow as pa
+
+    names, old = _checked_names(names), class_names(dataset)
+    strangers = [name for name in names if name not in old]
+    if strangers:
+        raise ValueError(f"classes: {_quoted(strangers)} not among the {len(old)} classes of the data: {_quoted(old)}")
+    new_index = np.full(len(old), -1, dtype=np.int64)
+    new_index[[old.index(name) for name in names]] = np.arange(len(names))
+    classes = datasets.List(datasets.ClassLabel(names=list(names)))
+    table = _arrow(dataset)
+    for column in ("labels", "unknown"):
+        rows, values = label_pairs(dataset, column)
+        values = new_index[values]
+        rows, values = rows[values >= 0], values[values >= 0]
+        order = np.lexsort((values, rows))
+        ends = np.cumsum(np.bincount(rows, minlength=len(dataset)))
+        offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
+        lists = pa.ListArray.from_arrays(offsets, pa.array(values[order], pa.int64()))
+        table = table.set_column(table.column_names.index(column), column, lists)
+    features = dataset.features.copy()
+    features["labels"] = features["unknown"] = classes
+    return datasets.Dataset(table.replace_schema_metadata(None), info=datasets.DatasetInfo(features=features))
+
+
+def _arrow(dataset: datasets.Dataset) -> pa.Table:
+    """The rows of the data set as they are stored: indices applied, photos not decoded."""
+    return dataset.with_format("arrow")[:]
+
+
+def _checked_names(names: Sequence[str]) -> list[str]:
+    names = list(names)
+    if not names:
+        raise ValueError("the list of class names is empty")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"class names must differ: {_quoted(repeated)} given more than once")
+    return names
+
+
+def _checked_row(row: Sequence[int], num_classes: int, image_id: Any) -> list[int]:
+    classes = sorted({int(index) for index in row})
+    for index in classes[:1] + classes[-1:]:
+        if not 0 <= index < num_classes:
+            raise ValueError(f"image {image_id}: class index {index} is outside 0..{num_classes - 1}")
+    return classes
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names)

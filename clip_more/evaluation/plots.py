@@ -1,0 +1,297 @@
+"""Figures: AP per class against train frequency, and the course of a training run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clip_more.data.profile import ClassProfile
+from clip_more.evaluation.class_labels import name_classes
+from clip_more.evaluation.groups import COLUMNS, GROUPS, split_map
+from clip_more.evaluation.results import written_aside
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart with every common colour blindness. Direction is also a shape, group a place.
+BEFORE, RISE, FALL, INK, PALE = "#8a8a8a", "#0072b2", "#d55e00", "#222222", "#6f6f6f"
+LINES = {"total": INK, "head": "#0072b2", "medium": "#009e73", "tail": "#d55e00"}
+ABOVE: dict[str, Any] = {
+    "loc": "lower right",
+    "bbox_to_anchor": (1.01, 0.985),
+    "frameon": False,
+    "fontsize": 9,
+    "handlelength": 1.6,
+}
+BANDS = {"tail": "#f1f1ee", "medium": "#ffffff", "head": "#f1f1ee"}
+
+
+def plot_ap_by_frequency(
+    profile: ClassProfile,
+    before: np.ndarray,
+    after: np.ndarray,
+    path: str | os.PathLike[str],
+    *,
+    labels: tuple[str, str] = ("zero-shot", "fine-tuned"),
+    title: str | None = None,
+) -> None:
+    """Draw each class's AP before and after against its train count (log), groups side by side, to a PNG.
+
+    Classes of equal count stand beside each other, a little off their count. Names are put where they fit, the
+    largest changes first; with very many classes some go without.
+
+    Args:
+        profile: Names, train counts, groups.
+        before: ``(C,)`` AP in 0..1, NaN where there is none; such classes are left out and counted below the figure.
+        after: ``(C,)``, likewise.
+        path: The PNG; complete or absent.
+        labels: What `before` and `after` are called.
+        title: Above the figure.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        ValueError: Shapes disagree, or no class has both values.
+    """
+    maps = split_map(before, profile), split_map(after, profile)
+    before, after = 100 * np.asarray(before, dtype=float), 100 * np.asarray(after, dtype=float)
+    shown = np.flatnonzero(~np.isnan(before) & ~np.isnan(after))
+    if not len(shown):
+        raise ValueError("No class has an AP both before and after, so there is nothing to draw.")
+    figure = _figure((11, 6.6))
+    ax = figure.add_axes((0.065, 0.105, 0.915, 0.745))
+    counts = np.maximum(np.asarray(profile.counts, dtype=float), 0.5)
+    ax.set_xscale("log")
+    ax.set_xlim(counts[shown].min() / 1.35, counts[shown].max() * 1.35)
+    low, high = min(before[shown].min(), after[shown].min()), max(before[shown].max(), after[shown].max())
+    ax.set_ylim(max(-3.0, low - 0.12 * (high - low) - 2), min(108.0, high + 0.12 * (high - low) + 6))
+    _bands(ax, profile)
+    x = _beside(ax, counts, profile, shown)
+    size = float(np.clip(220 / len(shown), 3.5, 8))
+    for c in shown:
+        change = after[c] - before[c]
+        colour, marker = (RISE, "^") if change > 0 else (FALL, "v") if change < 0 else (BEFORE, "o")
+        ax.plot([x[c], x[c]], [before[c], after[c]], color=colour, lw=1.6, alpha=0.55, zorder=2, solid_capstyle="butt")
+        ax.plot(x[c], before[c], "o", ms=size * 0.8, mfc="white", mec=BEFORE, mew=1.2, zorder=3)
+        ax.plot(x[c], after[c], marker, ms=size, color=colour, mec="white", mew=0.5, zorder=4)
+    _frequency_axes(ax)
+    _legend(ax, labels, size)
+    names, edges = [profile.names[c] for c in shown], [edge for edge, _ in list(_edges(profile).values())[1:]]
+    name_classes(ax, names, x[shown], before[shown], after[shown], colour=INK, edges=edges)
+    figure.text(0.065, 0.955, title or "AP per class against train frequency", size=14, weight="bold", color=INK)
+    figure.text(0.065, 0.915, _summary(maps, labels), size=10, color=INK)
+    if missing := len(before) - len(shown):
+        note = f"{missing} {'class' if missing == 1 else 'classes'} without AP not shown"
+        figure.text(0.98, 0.02, note, size=8.5, color=PALE, ha="right")
+    _save(figure, path)
+
+
+def plot_training(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Draw loss parts, alpha, learning rate and mAP by group over the steps of a ``metrics.jsonl``, to a PNG.
+
+    A step that stands twice (a run resumed from an earlier checkpoint) counts as last written; a last line that was
+    cut in the middle is left out.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        FileNotFoundError: There is no such file.
+        ValueError: A line is not a JSON object, or there is no ``train`` or ``eval`` event.
+    """
+    events = read_events(metrics)
+    train = {event["step"]: event for event in events if event.get("event") == "train"}
+    evals = {(event["split"], event["step"]): event for event in events if event.get("event") == "eval"}
+    if not train and not evals:
+        raise ValueError(f"{metrics} holds no 'train' or 'eval' event yet, so there is nothing to draw.")
+    rows = [train[step] for step in sorted(train)]
+    wide = any(row.get("discrepancy") is not None for row in rows)
+    figure = _figure((13.5, 6.6) if wide else (10, 6.6))
+    grid = figure.add_gridspec(2, 3 if wide else 2, left=0.06, bottom=0.085, right=0.985, top=0.925, hspace=0.28)
+    panels = {"Loss": grid[0, 0], "Learning rate": grid[1, 0], "mAP x 100": grid[:, -1]}
+    if wide:
+        panels |= {"Discrepancy": grid[0, 1], "Discrepancy weight alpha": grid[1, 1]}
+    axes = {name: figure.add_subplot(place) for name, place in panels.items()}
+    _course(axes["Loss"], rows, "loss", INK, smooth=True)
+    _course(axes["Learning rate"], rows, "lr", RISE)
+    _maps_over_steps(axes["mAP x 100"], list(evals.values()))
+    if wide:
+        _course(axes["Loss"], rows, "base", RISE, smooth=True)
+        _course(axes["Discrepancy"], rows, "discrepancy", FALL, smooth=True)
+        _course(axes["Discrepancy weight alpha"], rows, "alpha", FALL)
+        axes["Loss"].legend(ncols=2, **ABOVE)
+    last = max(step for step in (*train, *(step for _, step in evals)))
+    for name, ax in axes.items():
+        ax.set_title(name, loc="left", size=11, weight="bold", color=INK)
+        ax.set_xlim(-0.02 * last, 1.02 * last)
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _plain(ax)
+        if name != "mAP x 100" and ax.get_ylim()[0] > 0:
+            ax.set_ylim(bottom=0)  # a constant fills the axis with nothing otherwise
+        if name not in ("Loss", "Discrepancy"):
+            ax.set_xlabel("optimiser step", color=INK)
+    _save(figure, path)
+
+
+def read_events(metrics: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The events of a ``metrics.jsonl``, without a last line that was cut in the middle."""
+    file = Path(metrics)
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no metrics file at {file}.")
+    events = []
+    lines = file.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            event = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{file}, line {number} is not JSON: {error}.") from error
+        if not isinstance(event, dict):
+            raise ValueError(f"{file}, line {number} is not a JSON object.")
+        events.append(event)
+    return events
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'Figures need matplotlib, which is not installed: pip install "clip_more[plots]".', name=error.name
+        ) from error
+    figure = Figure(figsize=size, dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)  # no pyplot: no display, no global state
+    return figure
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png")
+
+
+def _plain(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(PALE)
+    ax.tick_params(colors=PALE, labelcolor=INK, labelsize=9)
+    ax.grid(axis="y", color="#dddddd", lw=0.7)
+    ax.set_axisbelow(True)
+
+
+def _edges(profile: ClassProfile) -> dict[str, tuple[float, float]]:
+    """Bounds of each group on the axis of counts, between the whole numbers."""
+    tail, head = profile.tail_max - 0.5, profile.head_min - 0.5
+    return {"tail": (0.0, tail), "medium": (tail, head), "head": (head, np.inf)}
+
+
+def _bands(ax: Axes, profile: ClassProfile) -> None:
+    left, right = ax.get_xlim()
+    for group, (start, end) in _edges(profile).items():
+        start, end = max(start, left), min(end, right)
+        n = len(profile.indices(group))
+        if start >= end or not n:
+            continue
+        ax.axvspan(start, end, color=BANDS[group], lw=0, zorder=0)
+        text = f"{group}\n{n} {'class' if n == 1 else 'classes'}"
+        if np.log(end / start) > 0.06 * np.log(right / left):
+            middle = np.sqrt(start * end)
+            place: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "top"}
+            ax.text(middle, 0.985, text, size=9, color=PALE, linespacing=1.3, zorder=1, **place)
+    for edge in (profile.tail_max - 0.5, profile.head_min - 0.5):
+        if left < edge < right:
+            ax.axvline(edge, color="#c4c4c0", lw=0.8, zorder=1)
+
+
+def _beside(ax: Axes, counts: np.ndarray, profile: ClassProfile, shown: np.ndarray) -> np.ndarray:
+    """Counts moved apart as little as possible (least squares) so that no two classes of a group cover each other."""
+    from sklearn.isotonic import isotonic_regression
+
+    moved = counts.copy()
+    left, right = np.log(ax.get_xlim())
+    unit = (right - left) / ax.get_window_extent().width  # one pixel
+    for group in GROUPS:
+        ids = np.array([c for c in profile.indices(group) if c in set(shown)], dtype=int)
+        if not len(ids):
+            continue
+        start, end = (np.clip(np.log(max(edge, 1e-9)), left, right) for edge in _edges(profile)[group])
+        gap = min(18 * unit, (end - start) / (len(ids) + 1))
+        ids = ids[np.argsort(counts[ids], kind="stable")]
+        steps = gap * np.arange(len(ids))
+        free = isotonic_regression(np.log(counts[ids]) - steps, y_min=start + gap / 2, y_max=end - gap / 2 - steps[-1])
+        moved[ids] = np.exp(free + steps)
+    return moved
+
+
+def _frequency_axes(ax: Axes) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    left, right = ax.get_xlim()
+    ticks = [m * 10.0**e for e in range(7) for m in (1, 2, 5) if left <= m * 10**e <= right]
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.set_xlabel("positives in train (log scale)", color=INK)
+    ax.set_ylabel("average precision x 100", color=INK)
+    _plain(ax)
+
+
+def _legend(ax: Axes, labels: tuple[str, str], size: float) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], ls="", marker="o", ms=size * 0.8, mfc="white", mec=BEFORE, mew=1.2, label=labels[0]),
+        Line2D([], [], ls="", marker="^", ms=size, color=RISE, label=f"{labels[1]}, higher"),
+        Line2D([], [], ls="", marker="v", ms=size, color=FALL, label=f"{labels[1]}, lower"),
+    ]
+    ax.legend(handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False, fontsize=9.5)
+
+
+def _summary(maps: tuple[dict[str, Any], dict[str, Any]], labels: tuple[str, str]) -> str:
+    parts = [
+        f"{column} {100 * maps[0][column]:.1f} \N{RIGHTWARDS ARROW} {100 * maps[1][column]:.1f}"
+        for column in COLUMNS
+        if maps[0][column] is not None and maps[1][column] is not None
+    ]
+    return "mAP:  " + "   |   ".join(parts)
+
+
+def _course(ax: Axes, rows: Sequence[dict[str, Any]], key: str, colour: str, *, smooth: bool = False) -> None:
+    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    if not points:
+        return
+    steps, values = np.array(points, dtype=float).T
+    window = len(values) // 40
+    if smooth and window > 1:
+        ax.plot(steps, values, color=colour, lw=0.7, alpha=0.25)
+        total = np.cumsum(np.concatenate([[0.0], values]))
+        steps, values = steps[window - 1 :], (total[window:] - total[:-window]) / window
+    ax.plot(steps, values, color=colour, lw=1.8, label=key, marker="o" if len(values) == 1 else None)
+
+
+def _maps_over_steps(ax: Axes, events: Sequence[dict[str, Any]]) -> None:
+    from matplotlib.lines import Line2D
+
+    splits = dict(zip(dict.fromkeys(event["split"] for event in events), ("-", "--", ":"), strict=False))
+    for split, style in splits.items():
+        for column in COLUMNS:
+            points = {
+                e["step"]: 100 * e["map"][column]
+                for e in events
+                if e["split"] == split and e["map"].get(column) is not None
+            }
+            if points:
+                steps = sorted(points)
+                values = [points[step] for step in steps]
+                ax.plot(steps, values, style, color=LINES[column], lw=1.8, marker="o", ms=3.5)
+    drawn = {line.get_color() for line in ax.lines}
+    handles = [Line2D([], [], color=LINES[c], lw=2, label=c) for c in COLUMNS if LINES[c] in drawn]
+    if len(splits) > 1:
+        handles += [Line2D([], [], color=PALE, ls=style, label=split) for split, style in splits.items()]
+    if handles:
+        ax.legend(handles=handles, ncols=(len(handles) + 1) // 2, **ABOVE)

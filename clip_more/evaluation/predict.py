@@ -1,0 +1,103 @@
+"""Logits of a classifier over a data set, on one process or many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from clip_more.data.photos import Photos
+from clip_more.data.transforms import test_transform
+from clip_more.models.clip import Clip
+from clip_more.models.heads import Classifier
+
+if TYPE_CHECKING:
+    import datasets
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a metric needs.
+
+    Attributes:
+        scores: (N, C) float32 logits (or image features (N, D), from `image_features`).
+        targets: (N, C) bool.
+        known: (N, C) bool.
+    """
+
+    scores: np.ndarray
+    targets: np.ndarray
+    known: np.ndarray
+
+
+def predict_logits(
+    classifier: Classifier,
+    dataset: datasets.Dataset,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    workers: int,
+    label: str = "evaluating",
+) -> Predictions:
+    """Logits in the order of the data set; the prompts are encoded once.
+
+    Args:
+        classifier: Unwrapped, on the accelerator's device.
+        dataset: In the common form.
+        accelerator: Splits the photos over its processes and gathers the logits of each.
+        batch_size: Photos a process.
+        workers: Processes that decode photos.
+        label: Of the progress bar.
+    """
+    head = classifier.head
+    with torch.no_grad(), head.text_once(classifier.clip):
+        return _run(classifier, classifier.clip, dataset, accelerator, batch_size, workers, label)
+
+
+def image_features(
+    clip: Clip, dataset: datasets.Dataset, accelerator: Accelerator, *, batch_size: int, workers: int, label: str
+) -> Predictions:
+    """Features (N, D) of every photo, as float32."""
+    with torch.no_grad():
+        return _run(_ImageTower(clip), clip, dataset, accelerator, batch_size, workers, label)
+
+
+class _ImageTower(nn.Module):
+    def __init__(self, clip: Clip) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.clip.encode_image(pixel_values)
+
+
+def _run(
+    module: nn.Module,
+    clip: Clip,
+    dataset: datasets.Dataset,
+    accelerator: Accelerator,
+    batch_size: int,
+    workers: int,
+    label: str,
+) -> Predictions:
+    photos = Photos(dataset, test_transform(clip.image_size, clip.image_mean, clip.image_std))
+    # A generator of its own: workers draw their seeds from it, not from the one that dropout uses.
+    loader: Any = DataLoader(photos, batch_size=batch_size, num_workers=workers, generator=torch.Generator())
+    loader = accelerator.prepare_data_loader(loader)
+    was_training = module.training
+    module.eval()
+    parts = []
+    for batch in tqdm(loader, desc=label, unit="batch", leave=False, disable=not accelerator.is_main_process):
+        with accelerator.autocast():
+            scores = module(batch["pixel_values"])
+        gathered = accelerator.gather_for_metrics((scores.float(), batch["targets"], batch["known"]))
+        parts.append([tensor.cpu().numpy() for tensor in gathered])
+    module.train(was_training)
+    scores, targets, known = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Predictions(scores, targets.astype(bool), known)

@@ -1,0 +1,134 @@
+"""The discrepancy loss L_MORE between the full model and its general part (MORE, arXiv 2510.08177)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip_more.losses.reduction import check_reduction, full_precision, over_classes
+
+_CHOICES = {
+    "weighting": ("label", "sample"),
+    "sample_reduce": ("min", "mean", "max"),
+    "distance": ("l2", "kl"),
+    "gradient": ("both", "tail", "stop_full", "stop_general"),
+}
+
+
+class DiscrepancyLoss(nn.Module):
+    """How far the tail moves the logits, weighted by how common the class is: `L_MORE = E[pi · M(x)]`.
+
+    With `Delta = f(x; theta_g + theta_t) - f(x; theta_g)` on logits, the published single-label form is
+    `mean over (x, y) of pi_y ||Delta||^2`. For several labels nothing is published; two forms are offered:
+
+    - `label`: `mean over x of sum_c pi_c Delta_c^2`;
+    - `sample`: `mean over x of w(x) ||Delta||^2`, w(x) a reduction of pi over the positives of x (0 without any).
+
+    Nearly every photo with a tail label also has a head one, so only `sample` with `min` spares the tail photos.
+
+    Args:
+        counts: (C,) positives of each class in train.
+        weighting: `label` or `sample`.
+        sample_reduce: `min`, `mean` or `max` over an image's positives, for `sample`.
+        prior_exponent: q in `pi_c = n_c^q / sum n^q`: 1 the prior, 0 uniform weights, below 0 inverse ones.
+        distance: `l2`, or `kl`: `KL(sigmoid z_full || sigmoid z_general)` of each class in place of Delta squared.
+        reduction: Over the classes of an image: `sum` (published) or `mean`.
+        scale_free: Divide both logits by the standard deviation of the full ones (no gradient through it), so that
+            CLIP's logit scale does not set the strength.
+        centred: Subtract Delta's mean over the classes of an image first: class prompts share a large direction.
+        gradient: `both` passes (the plain reading); `stop_full` or `stop_general` cut the gradient of one pass;
+            `tail` is done by the caller, who hands in logits whose general weights are detached.
+
+    Raises:
+        ValueError: On an unknown choice, a class without a positive, or centred together with kl.
+    """
+
+    def __init__(
+        self,
+        counts: Tensor,
+        *,
+        weighting: str = "label",
+        sample_reduce: str = "min",
+        prior_exponent: float = 1.0,
+        distance: str = "l2",
+        reduction: str = "sum",
+        scale_free: bool = False,
+        centred: bool = False,
+        gradient: str = "both",
+    ) -> None:
+        super().__init__()
+        given = {
+            "weighting": weighting,
+            "sample_reduce": sample_reduce,
+            "distance": distance,
+            "gradient": gradient,
+        }
+        for key, value in given.items():
+            if value not in _CHOICES[key]:
+                raise ValueError(f"discrepancy {key} is {value!r}; choose one of {', '.join(_CHOICES[key])}")
+        if (counts <= 0).any():
+            empty = torch.nonzero(counts <= 0).flatten().tolist()
+            raise ValueError(f"classes {empty} have no positive in train, so they have no prior")
+        if centred and distance == "kl":
+            raise ValueError("centred subtracts a mean from logit differences; it has no meaning for distance kl")
+        self.weighting = weighting
+        self.sample_reduce = sample_reduce
+        self.distance = distance
+        self.reduction = check_reduction(reduction)
+        self.scale_free = scale_free
+        self.centred = centred
+        self.gradient = gradient
+        weight = counts.double() ** prior_exponent
+        self.prior: Tensor
+        self.register_buffer("prior", (weight / weight.sum()).float(), persistent=False)
+
+    def forward(self, full: Tensor, general: Tensor, targets: Tensor, known: Tensor | None = None) -> Tensor:
+        """L_MORE of a batch, before the amplitude alpha.
+
+        Args:
+            full: (N, C) logits with the tail.
+            general: (N, C) logits without it.
+            targets: (N, C), 0 or 1.
+            known: (N, C) bool; unknown entries count nowhere. All known without it.
+
+        Returns:
+            A scalar, fp32 or better.
+        """
+        full, general = full_precision(full), full_precision(general)
+        if self.gradient == "stop_full":
+            full = full.detach()
+        elif self.gradient == "stop_general":
+            general = general.detach()
+        if self.scale_free:
+            entries = full.detach() if known is None else full.detach()[known]
+            scale = entries.std(correction=0).clamp_min(1e-12)
+            full, general = full / scale, general / scale
+        distance = self._distance(full, general, known)
+        prior = self.prior.to(distance.dtype)
+        if self.weighting == "label":
+            return over_classes(prior * distance, known, self.reduction).mean()
+        weights = self._sample_weights(prior, targets, known)
+        return (weights * over_classes(distance, known, self.reduction)).mean()
+
+    def _distance(self, full: Tensor, general: Tensor, known: Tensor | None) -> Tensor:
+        """(N, C) terms: Delta squared, or the Bernoulli KL of each class."""
+        delta = full - general
+        if self.distance == "kl":
+            # log p - log(1 - p) = z and log(1 - p) = -softplus(z) give the KL without a logarithm of a probability.
+            return torch.sigmoid(full) * delta - F.softplus(full) + F.softplus(general)
+        if self.centred:
+            delta = delta - over_classes(delta, known, "mean")[:, None]
+        return delta.square()
+
+    def _sample_weights(self, prior: Tensor, targets: Tensor, known: Tensor | None) -> Tensor:
+        """(N,): reduction of the prior over each image's known positives, 0 without one."""
+        positive = targets.to(torch.bool)
+        if known is not None:
+            positive = positive & known
+        some = positive.any(dim=1)
+        if self.sample_reduce == "mean":
+            return (prior * positive).sum(dim=1) / positive.sum(dim=1).clamp_min(1)
+        if self.sample_reduce == "min":
+            extreme = torch.where(positive, prior, torch.inf).amin(dim=1)
+        else:
+            extreme = torch.where(positive, prior, -torch.inf).amax(dim=1)
+        return torch.where(some, extreme, 0.0)

@@ -1,0 +1,157 @@
+"""From image features to per-class logits by text prompts: `scale * cos(v, t_c) + bias_c`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from clip_more.models.clip import Clip
+
+# CLIP never lets its scale above 100; below 10 a cosine could not move a sigmoid far enough.
+SCALE_BOUNDS = (10.0, 100.0)
+
+
+class PromptHead(nn.Module):
+    """One logit a class from prompts through the text tower.
+
+    Several templates make an ensemble: the mean of their normalised features, normalised again.
+
+    Args:
+        clip: The CLIP whose tokenizer reads the prompts.
+        prompts: (C, T) texts: T templates for each of C classes.
+        scale: Start of the logit scale.
+    """
+
+    def __init__(self, clip: Clip, prompts: Sequence[Sequence[str]], scale: float) -> None:
+        super().__init__()
+        self.templates = len(prompts[0])
+        self.input_ids: Tensor
+        self.register_buffer("input_ids", clip.tokenize([text for row in prompts for text in row]), persistent=False)
+        self.frozen_features: Tensor | None
+        self.register_buffer("frozen_features", None, persistent=False)
+        # One element, not a scalar: FSDP2 refuses 0-d parameters.
+        self.log_scale = nn.Parameter(torch.tensor([math.log(scale)]))
+        self.bias = nn.Parameter(torch.zeros(len(prompts)))
+
+    @torch.no_grad()
+    def freeze_text(self, clip: Clip) -> None:
+        """Encode the prompts once and for all; the text tower is not run again."""
+        self.frozen_features = None
+        self.frozen_features = self.text_features(clip)
+
+    @contextmanager
+    def text_once(self, clip: Clip) -> Iterator[None]:
+        """Inside, the prompts are encoded once and not with every batch: for evaluation."""
+        before = self.frozen_features
+        with torch.no_grad():
+            self.frozen_features = self.text_features(clip)
+        try:
+            yield
+        finally:
+            self.frozen_features = before
+
+    def text_features(self, clip: Clip) -> Tensor:
+        """(C, D) unit vectors, fp32 or better."""
+        if self.frozen_features is not None:
+            return self.frozen_features
+        features = _unit(clip.encode_text(self.input_ids))
+        if self.templates == 1:
+            return features
+        return _unit(features.unflatten(0, (-1, self.templates)).mean(dim=1))
+
+    def forward(self, clip: Clip, image_features: Tensor) -> Tensor:
+        """Image features (N, D), of any length -> logits (N, C), fp32 or better whatever autocast says.
+
+        At logits of 16 to 32 a step of bf16 is 0.125: it would tie classes and images.
+        """
+        text_features = self.text_features(clip)
+        with torch.autocast(image_features.device.type, enabled=False):
+            return self.log_scale.exp() * (_unit(image_features) @ text_features.T) + self.bias
+
+    @torch.no_grad()
+    def start_from(self, cosines: np.ndarray, targets: np.ndarray, known: np.ndarray) -> float:
+        """Set scale and biases to their best fit on train (see `fit_scale_and_bias`); returns the loss an image."""
+        scale, bias, loss = fit_scale_and_bias(cosines, targets, known)
+        self.log_scale.fill_(math.log(scale))
+        self.bias.copy_(torch.from_numpy(bias))
+        return loss
+
+    @torch.no_grad()
+    def clamp_scale(self) -> None:
+        """Keep the scale at or below CLIP's own bound of 100; called after each optimiser step."""
+        self.log_scale.clamp_(max=math.log(SCALE_BOUNDS[1]))
+
+
+class Classifier(nn.Module):
+    """A CLIP and its head: pixels in, logits out."""
+
+    def __init__(self, clip: Clip, head: PromptHead) -> None:
+        super().__init__()
+        self.clip = clip
+        self.head = head
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, C) logits."""
+        return self.head(self.clip, self.clip.encode_image(pixel_values))
+
+
+def fit_scale_and_bias(
+    cosines: np.ndarray,
+    targets: np.ndarray,
+    known: np.ndarray | None = None,
+    bounds: tuple[float, float] = SCALE_BOUNDS,
+) -> tuple[float, np.ndarray, float]:
+    """The scale and class biases with the least BCE on cached cosines: a convex fit in float64.
+
+    A pretrained CLIP's cosines sit around 0.2, so at scale 100 every sigmoid starts near 1 unless the bias takes the
+    class's mean cosine away.
+
+    Args:
+        cosines: (N, C) between images and class texts.
+        targets: (N, C) bool.
+        known: (N, C) bool, all known without it.
+        bounds: Of the scale.
+
+    Returns:
+        scale, bias (C,) float64, and the BCE an image (sum over classes) that they reach.
+    """
+    from scipy.optimize import minimize
+
+    known = np.ones_like(targets, dtype=bool) if known is None else known
+    cosines = cosines.astype(np.float64)
+    count = known.sum(axis=0).clip(1)
+    images = len(cosines)
+    mean = (cosines * known).sum(axis=0) / count
+    centred = np.where(known, cosines - mean, 0.0)
+    spread = max(math.sqrt((centred**2).sum() / known.sum()), 1e-12)
+    x = centred / spread
+    y = (targets & known).astype(np.float64)
+    prior = (y.sum(axis=0) / count).clip(0.5 / count, 1 - 0.5 / count)
+
+    def loss_and_gradient(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        slope, bias = parameters[0], parameters[1:]
+        z = slope * x + bias
+        loss = (np.logaddexp(0, z) - y * z)[known].sum() / images
+        residual = np.where(known, 1 / (1 + np.exp(-z.clip(-500, 500))) - y, 0.0) / images
+        return loss, np.concatenate([[(residual * x).sum()], residual.sum(axis=0)])
+
+    limit = 2 * math.log(2 * images + 1)
+    start = np.concatenate([[bounds[0] * spread], np.log(prior / (1 - prior))])
+    box = [(bounds[0] * spread, bounds[1] * spread), *[(-limit, limit)] * len(mean)]
+    best = minimize(loss_and_gradient, start, jac=True, bounds=box, method="L-BFGS-B", options={"maxiter": 200})
+    scale = best.x[0] / spread
+    return float(scale), best.x[1:] - scale * mean, float(best.fun)
+
+
+def _unit(features: Tensor) -> Tensor:
+    if features.dtype.itemsize < 4:
+        features = features.float()
+    return F.normalize(features, dim=-1)

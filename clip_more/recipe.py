@@ -1,0 +1,153 @@
+"""From a YAML recipe and command-line overrides to a checked TrainConfig."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clip_more.config import ConfigError, TrainConfig
+
+_TYPES: dict[str, Any] = typing.get_type_hints(TrainConfig)
+_FIELDS = {f.name: f for f in fields(TrainConfig)}
+
+
+def load_config(recipe: str | Path | None, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+    """A recipe file, then overrides, checked.
+
+    Args:
+        recipe: A YAML file, or None for defaults and overrides alone.
+        overrides: Values by key, as YAML would read them.
+
+    Raises:
+        ConfigError: On an absent or malformed file, an unknown key, a value of the wrong type or outside its choices,
+            or keys that disagree.
+    """
+    values: dict[str, Any] = {}
+    if recipe is not None:
+        values = _read_yaml(Path(recipe))
+        values.setdefault("method", Path(recipe).stem)
+    values.update(overrides or {})
+    return from_dict(values, origin=str(recipe) if recipe else "command line")
+
+
+def from_dict(values: Mapping[str, Any], origin: str) -> TrainConfig:
+    """A checked TrainConfig from plain values; `origin` is named in errors."""
+    checked = {}
+    for name, value in values.items():
+        if name not in _FIELDS:
+            close = difflib.get_close_matches(name, _FIELDS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else "; `clip-more train --help` lists the keys"
+            raise ConfigError(f"{origin}: unknown key {name!r}{hint}")
+        checked[name] = _checked(name, value, origin)
+    try:
+        return TrainConfig(**checked).check()
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+
+
+def parse_value(name: str, text: str) -> Any:
+    """A command-line value for a key, read by the key's type: `1e-5`, `true`, `null`, `a,b` or `[a, b]`.
+
+    What fits no type is returned as text, for `from_dict` to refuse in its own words.
+    """
+    kinds = _alternatives(_TYPES[name])
+    if types.NoneType in kinds and text.lower() in ("null", "none"):
+        return None
+    if bool in kinds and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if int in kinds and text.lstrip("+-").isdigit():
+        return int(text)
+    if float in kinds and _looks_like_number(text):
+        return float(text)
+    if any(typing.get_origin(kind) in (list, dict) for kind in kinds):
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        if isinstance(value, list | dict):
+            return value
+        if str not in kinds:
+            return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def key_type(name: str) -> str:
+    """The type of a key as `--help` shows it."""
+    return " | ".join(_spell(part) for part in _alternatives(_TYPES[name]) if part is not types.NoneType)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read recipe {path}: {error.strerror or error}") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold `key: value` lines")
+    return values
+
+
+def _checked(name: str, value: Any, origin: str) -> Any:
+    allowed = _alternatives(_TYPES[name])
+    choices = _FIELDS[name].metadata["choices"]
+    for kind in allowed:
+        fits, converted = _fit(value, kind)
+        if fits:
+            if choices and converted is not None and converted not in choices:
+                raise ConfigError(f"{origin}: {name} is {converted!r}; choose one of {', '.join(choices)}")
+            return converted
+    hint = ""
+    if isinstance(value, str) and _looks_like_number(value) and (float in allowed or int in allowed):
+        hint = f"; YAML reads {value!r} as text: write it with a point, as 1.0e-5"
+    raise ConfigError(f"{origin}: {name} is {value!r}, but it must be {key_type(name)}{hint}")
+
+
+def _fit(value: Any, kind: Any) -> tuple[bool, Any]:
+    """Whether `value` is of `kind` (a bool is no number, an int is a float), and the value to use."""
+    if kind is types.NoneType:
+        return value is None, None
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool), float(value) if isinstance(
+            value, int
+        ) else value
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    base = typing.get_origin(kind) or kind
+    if base is list:
+        return isinstance(value, list) and all(isinstance(v, str) for v in value), value
+    if base is dict:
+        return isinstance(value, dict) and all(isinstance(v, str) for kv in value.items() for v in kv), value
+    return isinstance(value, base), value
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    return (
+        typing.get_args(kind)
+        if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+        else (kind,)
+    )
+
+
+def _spell(kind: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    if kind in names:
+        return names[kind]
+    return "a list of text" if typing.get_origin(kind) is list else "a mapping of text"
+
+
+def _looks_like_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,49 @@
+"""A running average of the weights (EMA)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class RunningAverage:
+    """Exponential moving average of a module's trainable parameters.
+
+    The decay rises from 0.1 to its full value over the first steps, so that a short run is not an average of its
+    starting point.
+
+    Attributes:
+        tensors: Averages by parameter name.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.tensors: dict[str, Tensor] = {
+            name: parameter.detach().clone() for name, parameter in module.named_parameters() if parameter.requires_grad
+        }
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Move towards the weights as they are after optimiser step `step`."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        parameters = dict(module.named_parameters())
+        torch._foreach_lerp_(list(self.tensors.values()), [parameters[name].data for name in self.tensors], 1 - decay)
+
+    @contextmanager
+    def applied(self, module: nn.Module) -> Iterator[None]:
+        """The averages in the module inside, its own weights again outside."""
+        self.swap(module)
+        try:
+            yield
+        finally:
+            self.swap(module)
+
+    @torch.no_grad()
+    def swap(self, module: nn.Module) -> None:
+        """Exchange the module's weights and the averages."""
+        parameters = dict(module.named_parameters())
+        for name, average in self.tensors.items():
+            held = parameters[name].detach().clone()
+            parameters[name].copy_(average)
+            average.copy_(held)

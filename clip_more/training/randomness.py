@@ -1,0 +1,45 @@
+"""Two passes of one model under the same random masks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class RandomState:
+    """The generators of CPU and device as they stand now, to draw the same dropout masks again.
+
+    With masks of their own the two passes of MORE differ by noise far larger than the tail's effect.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.cpu = torch.get_rng_state()
+        self.accelerator: Tensor | None = None
+        if device.type != "cpu":
+            self.accelerator = torch.get_device_module(device).get_rng_state(device)
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Draw from the remembered state inside; outside, go on as if nothing had been drawn."""
+        devices = [] if self.accelerator is None else [self.device]
+        with torch.random.fork_rng(devices=devices, device_type="cuda" if not devices else self.device.type):
+            torch.set_rng_state(self.cpu)
+            if self.accelerator is not None:
+                torch.get_device_module(self.device).set_rng_state(self.accelerator, self.device)
+            yield
+
+
+@contextmanager
+def frozen_batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch statistics still normalise, but the running ones do not move."""
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True

@@ -1,0 +1,78 @@
+"""The folder of a run: claimed once, recognised again, never shared by two recipes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clip_more.config import ConfigError, TrainConfig
+
+# Keys that may change between two starts of a run without making it another run.
+_FREE = {"output_dir", "run", "workers", "log_every", "trackers", "push_to_hub", "checkpoint_every"}
+
+
+def claim(config: TrainConfig, versions: dict[str, str]) -> Path:
+    """Make the run's folder, or recognise it as this recipe's own.
+
+    Raises:
+        ConfigError: If it belongs to another recipe (the differing keys are shown), or holds foreign files.
+    """
+    folder = config.run_folder
+    recipe = folder / "config.yaml"
+    if recipe.exists():
+        _same_recipe(recipe, config)
+        return folder
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty and holds no run; name another with --run NAME")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump({"config": config.to_dict(), "versions": versions}, sort_keys=False, allow_unicode=True)
+    aside = folder / ".config.yaml.tmp"
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(recipe)
+    return folder
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The resolved recipe of a run.
+
+    Raises:
+        ConfigError: If `folder` holds no run.
+    """
+    from clip_more.recipe import from_dict
+
+    return from_dict(_read(folder / "config.yaml"), origin=str(folder / "config.yaml"))
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object an event, only ever appended."""
+
+    def __init__(self, path: Path, active: bool) -> None:
+        self.path = path
+        self.active = active
+
+    def write(self, event: str, **values: Any) -> None:
+        """Append one event with the time of day."""
+        if not self.active:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}, allow_nan=False) + "\n")
+
+
+def _same_recipe(recipe: Path, config: TrainConfig) -> None:
+    before, now = _read(recipe), config.to_dict()
+    changed = [key for key in now if key not in _FREE and before.get(key) != now[key]]
+    if changed:
+        shown = "; ".join(f"{key}: {before.get(key)!r} there, {now[key]!r} now" for key in changed)
+        raise ConfigError(f"{recipe.parent} is a run of another recipe ({shown}); name this one with --run NAME")
+
+
+def _read(recipe: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        return dict(values["config"])
+    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise ConfigError(f"{recipe} is not the config of a run ({type(error).__name__})") from None

@@ -1,0 +1,98 @@
+"""Measure clip_more against stock libraries, contenders interleaved in one process: one table, or rows of JSON.
+
+python eval/benchmark.py --quick
+python eval/benchmark.py --section step --dtype fp32 --json rows.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from bench_rows import Options, Row
+from bench_step import step
+
+SECTIONS: dict[str, Callable[[Options], Iterable[Row]]] = {"step": step}
+
+
+def main() -> None:
+    """Run the sections that were asked for, print each row when it is known, then write the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="3 layers a tower, one dtype, 3 repetitions")
+    parser.add_argument("--section", choices=SECTIONS, nargs="+", default=list(SECTIONS), help="default: all")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), nargs="+", help="default: both; with --quick fp32")
+    parser.add_argument("--repetitions", type=int, help="timed rounds; default: 7, with --quick 3")
+    parser.add_argument("--threads", type=int, help="of the CPU; default: torch's own choice")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as a JSON list")
+    arguments = parser.parse_args()
+    if arguments.repetitions is not None and arguments.repetitions < 1:
+        parser.error(f"--repetitions is {arguments.repetitions}, but at least one round must be timed")
+    if arguments.json and not arguments.json.parent.is_dir():
+        parser.error(f"--json: there is no folder {arguments.json.parent}")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    options = Options(
+        quick=arguments.quick,
+        dtypes=tuple(arguments.dtype or (("fp32",) if arguments.quick else ("fp32", "bf16"))),
+        repetitions=arguments.repetitions or (3 if arguments.quick else 7),
+        device=arguments.device,
+    )
+    print(machine(options.device), versions(), sep="\n", end="\n\n")
+    print(LINE.format("row", "dtype", "ours", "peer", "unit", "ratio", "spread", "goal", "").rstrip())
+    rows = []
+    for section in arguments.section:
+        for row in SECTIONS[section](options):
+            rows.append(row)
+            print(as_line(row), flush=True)
+    if arguments.json:
+        aside = arguments.json.with_name(f".{arguments.json.name}.{os.getpid()}")
+        aside.write_text(json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False) + "\n")
+        aside.replace(arguments.json)
+
+
+LINE = "{:32} {:5} {:>9} {:>9} {:8} {:>6} {:>15} {:>8} {}"
+
+
+def as_line(row: Row) -> str:
+    """One line of the table."""
+    bound = "<=" if row.better == "lower" else ">="
+    goal = "" if row.goal is None else f"{bound} {row.goal:.2f}"
+    met = {None: "", True: "met", False: "missed"}[row.met]
+    spread = "{:.3f}..{:.3f}".format(*row.spread)
+    figures = (f"{row.ours:.3f}", f"{row.peer:.3f}", row.unit, f"{row.ratio:.3f}", spread, goal, met)
+    return LINE.format(row.row, row.dtype, *figures).rstrip()
+
+
+def machine(device: str) -> str:
+    """The processor, and the accelerator where one is used."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().split("\n")
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    parts = [f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
+    if device == "cuda":
+        parts.append(torch.cuda.get_device_name())
+    else:
+        parts.append(
+            f"{torch.backends.cpu.get_cpu_capability()}, one-minute load {os.getloadavg()[0]:.1f} at the start"
+        )
+    return "; ".join(parts)
+
+
+def versions() -> str:
+    """Of Python and the libraries."""
+    packages = ("torch", "transformers", "peft", "clip_more")
+    return ", ".join([f"Python {platform.python_version()}", *(f"{p} {metadata.version(p)}" for p in packages)])
+
+
+if __name__ == "__main__":
+    main()

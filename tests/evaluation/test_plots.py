@@ -1,0 +1,143 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from clip_more.data.profile import ClassProfile
+from clip_more.evaluation import plot_ap_by_frequency, plot_training, plots
+from clip_more.evaluation.plots import read_events
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def drawn(classes, monkeypatch, tmp_path, counts=None):
+    """The figure of random AP: its axes, after it was written."""
+    pytest.importorskip("matplotlib")
+    rng = np.random.default_rng(0)
+    counts = tuple(int(c) for c in np.geomspace(4, 900, classes)) if counts is None else counts
+    profile = ClassProfile(tuple(f"long class {c}" for c in range(classes)), counts)
+    before = rng.uniform(0.3, 0.9, classes)
+    figures = []
+    save = plots._save
+    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
+    after = np.clip(before + rng.normal(0.05, 0.1, classes), 0, 1)
+    plot_ap_by_frequency(profile, before, after, tmp_path / "report" / "ap.png")
+    assert (tmp_path / "report" / "ap.png").read_bytes().startswith(PNG)
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["ap.png"]
+    (ax,) = figures[0].axes
+    return profile, ax
+
+
+def names_in(ax):
+    return [text for text in ax.texts if text.get_text().startswith("long class")]
+
+
+@pytest.mark.parametrize("classes", [10, 20])
+def test_every_class_is_named_without_overlap(classes, monkeypatch, tmp_path):
+    profile, ax = drawn(classes, monkeypatch, tmp_path)
+    names = names_in(ax)
+    assert sorted(text.get_text() for text in names) == sorted(profile.names)
+    boxes = [text.get_window_extent() for text in names]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_eighty_classes_keep_most_names_without_overlap(monkeypatch, tmp_path):
+    _, ax = drawn(80, monkeypatch, tmp_path)
+    boxes = [text.get_window_extent() for text in names_in(ax)]
+    assert len(boxes) > 40
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_classes_of_one_count_stand_beside_each_other_and_within_their_group(monkeypatch, tmp_path):
+    _, ax = drawn(8, monkeypatch, tmp_path, counts=(19, 19, 20, 20, 99, 100, 100, 700))
+    x = sorted({line.get_xdata()[0] for line in ax.lines if line.get_marker() in "^v"})
+    assert len(x) == 8
+    assert x[1] < 19.5 < x[2]
+    assert x[4] < 99.5 < x[5]
+
+
+def test_classes_without_ap_are_left_out_and_counted(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    profile = ClassProfile(("a", "b", "c"), (200, 30, 3))
+    plot_ap_by_frequency(profile, np.array([0.2, np.nan, 0.4]), np.array([0.3, 0.5, 0.4]), tmp_path / "ap.png")
+    texts = [text.get_text() for text in figures[0].texts]
+    assert "1 class without AP not shown" in texts
+    # Medium has no AP before, so no change of medium is claimed.
+    assert "mAP:  total 30.0 → 40.0   |   head 20.0 → 30.0   |   tail 40.0 → 40.0" in texts
+    with pytest.raises(ValueError, match="No class has an AP both before and after"):
+        plot_ap_by_frequency(profile, np.full(3, np.nan), np.zeros(3), tmp_path / "ap.png")
+
+
+def lines(tmp_path, events, end="\n"):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join(json.dumps(event) for event in events) + end)
+    return path
+
+
+def step(n, **values):
+    return {
+        "event": "train",
+        "step": n,
+        "loss": 1.0,
+        "base": 0.8,
+        "discrepancy": 0.1,
+        "alpha": 2.0,
+        "lr": 1e-5,
+    } | values
+
+
+def test_training_figure_is_written(tmp_path):
+    pytest.importorskip("matplotlib")
+    maps = {"total": 0.5, "head": 0.6, "medium": 0.4, "tail": None}
+    evals = [{"event": "eval", "step": 4, "split": split, "map": maps} for split in ("val", "test")]
+    path = lines(tmp_path, [{"event": "start"}, *(step(n) for n in range(1, 6)), *evals])
+    plot_training(path, tmp_path / "training.png")
+    assert (tmp_path / "training.png").read_bytes().startswith(PNG)
+    plot_training(lines(tmp_path, [step(1, discrepancy=None)]), tmp_path / "training.png")
+
+
+def test_resumed_step_counts_as_last_written(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    plot_training(lines(tmp_path, [step(1), step(2, loss=9.0), step(2, loss=3.0), step(3)]), tmp_path / "t.png")
+    (loss,) = (line for ax in figures[0].axes for line in ax.lines if line.get_label() == "loss")
+    assert loss.get_ydata().tolist() == [1.0, 3.0, 1.0]
+
+
+def test_last_line_cut_in_the_middle_is_left_out(tmp_path):
+    path = lines(tmp_path, [step(1), step(2)], end='\n{"event": "tra')
+    assert [event["step"] for event in read_events(path)] == [1, 2]
+
+
+def test_bad_metrics_files_are_named(tmp_path):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(FileNotFoundError, match=r"no metrics file at .*absent\.jsonl"):
+        plot_training(tmp_path / "absent.jsonl", tmp_path / "t.png")
+    with pytest.raises(ValueError, match="holds no 'train' or 'eval' event yet"):
+        plot_training(lines(tmp_path, [{"event": "start"}]), tmp_path / "t.png")
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"event": "train"\n{}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is not JSON"):
+        read_events(path)
+    path.write_text("[1]\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is not a JSON object"):
+        read_events(path)
+
+
+def test_absent_matplotlib_names_the_extra(monkeypatch, tmp_path):
+    for module in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    profile = ClassProfile(("a",), (3,))
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "clip_more\[plots\]"'):
+        plot_ap_by_frequency(profile, np.array([0.1]), np.array([0.2]), tmp_path / "ap.png")
+
+
+def test_importing_evaluation_loads_no_heavy_library():
+    code = "import sys, clip_more.evaluation; print({'matplotlib', 'sklearn', 'datasets'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -1,0 +1,67 @@
+import pytest
+
+from clip_more.models.prompts import TEMPLATES, class_prompts, english_name, load_templates
+
+
+@pytest.mark.parametrize(
+    ("name", "english"),
+    [
+        ("tvmonitor", "tv monitor"),
+        ("pottedplant", "potted plant"),
+        ("diningtable", "dining table"),
+        ("traffic_light", "traffic light"),
+        ("hot dog", "hot dog"),
+        ("aeroplane", "aeroplane"),
+    ],
+)
+def test_names_are_spelled_as_english(name, english):
+    assert english_name(name) == english
+
+
+def test_multi_word_names_stay_whole_in_every_template():
+    prompts = class_prompts(["traffic light", "tvmonitor"], ["a photo of a {}.", "{} and {}"])
+    assert prompts == [
+        ["a photo of a traffic light.", "traffic light and traffic light"],
+        ["a photo of a tv monitor.", "tv monitor and tv monitor"],
+    ]
+
+
+def test_own_spelling_goes_before_the_built_in_one():
+    assert class_prompts(["aeroplane", "cat"], ["{}"], {"aeroplane": "airplane"}) == [["airplane"], ["cat"]]
+
+
+def test_spelling_of_an_absent_class_is_refused():
+    with pytest.raises(ValueError, match="english names the class 'plane', which is not among the 1 classes"):
+        class_prompts(["cat"], ["{}"], {"plane": "airplane"})
+
+
+def test_every_named_set_has_a_place_for_the_name():
+    for name, templates in TEMPLATES.items():
+        assert load_templates(name) == templates
+        assert all(template.count("{}") == 1 for template in templates)
+
+
+def test_templates_come_from_a_text_file(tmp_path):
+    path = tmp_path / "templates.txt"
+    path.write_bytes("a drawing of a {}.\r\n\r\n{} outdoors\n".encode("utf-8-sig"))
+    assert load_templates(str(path)) == ["a drawing of a {}.", "{} outdoors"]
+
+
+def test_one_template_may_be_given_as_text():
+    assert load_templates("an X-ray of a {}") == ["an X-ray of a {}"]
+
+
+def test_template_without_a_place_for_the_name_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"'a photo' has no {} for the class name"):
+        load_templates(["{}", "a photo"])
+    path = tmp_path / "templates.txt"
+    path.write_text("a cat\n")
+    with pytest.raises(ValueError, match=r"templates.txt: the template 'a cat' has no {}"):
+        load_templates(str(path))
+
+
+def test_unknown_set_and_empty_list_are_refused():
+    with pytest.raises(ValueError, match=r"'fancy' is neither a set \(plain, names, ensemble\)"):
+        load_templates("fancy")
+    with pytest.raises(ValueError, match="holds no prompt template"):
+        load_templates([])
