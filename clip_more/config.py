@@ -146,6 +146,7 @@ class RunConfig:
     """Where results go, and when."""
 
     method: str = _key("", "Name of the method; with the data set it names the run. The recipe's file name without it.")
+    dataset_name: str = _key("", "Name of the data set in run names and results. The recipe's folder name without it.")
     run: str | None = _key(None, "Name of the run; naming it again resumes it. <dataset>-<method> without it.")
     output_dir: str = _key("runs", "Folder of all runs.")
     eval_every: int = _key(0, "Evaluate every so many steps on the held-out part of train; 0: only at the end.")
@@ -170,8 +171,8 @@ class TrainConfig(RunConfig, OptimiserConfig, MethodConfig, ModelConfig, DataCon
 
     @property
     def run_name(self) -> str:
-        """`run`, or `<dataset>-<method>`."""
-        return self.run or f"{self.dataset}-{self.method}"
+        """`run`, or `<dataset name>-<method>`."""
+        return self.run or f"{self.dataset_name or self.dataset}-{self.method}"
 
     @property
     def run_folder(self) -> Path:

@@ -33,6 +33,7 @@ def load_config(recipe: str | Path | None, overrides: Mapping[str, Any] | None =
     if recipe is not None:
         values = _read_yaml(Path(recipe))
         values.setdefault("method", Path(recipe).stem)
+        values.setdefault("dataset_name", Path(recipe).resolve().parent.name)
     values.update(overrides or {})
     return from_dict(values, origin=str(recipe) if recipe else "command line")
 

@@ -20,7 +20,7 @@ from clip_more.adapters import MoreConfig, add_tail, tail
 if TYPE_CHECKING:
     from peft import PeftModel
 
-PHOTOS, CLASSES, PROMPT_TOKENS, ALPHA = 16, 20, 9, 0.1
+PHOTOS, CLASSES, PROMPT_TOKENS, ALPHA = 16, 80, 9, 0.1
 GOALS = {
     "step.exact_vs_plain": {"fp32": 2.10, "bf16": 2.25},
     "step.exact_vs_peft": {"fp32": 0.80, "bf16": 0.80},

@@ -12,7 +12,8 @@ def recipe(tmp_path, text):
 
 def test_recipe_names_its_method_and_overrides_go_before_it(tmp_path):
     config = load_config(recipe(tmp_path, "dataset: digits_mlt\nlr: 1.0e-4\n"), {"lr": 2e-4})
-    assert (config.run_name, config.lr) == ("digits_mlt-asl_more", 2e-4)
+    assert (config.run_name, config.lr) == (f"{tmp_path.name}-asl_more", 2e-4)
+    assert load_config(None, {"dataset": "digits_mlt", "method": "bce"}).run_name == "digits_mlt-bce"
 
 
 def test_numbers_given_as_whole_are_taken_for_rates(tmp_path):

@@ -127,7 +127,7 @@ def _scene(digits: list[np.ndarray], split: str, size: int, rng: np.random.Gener
         ink = np.asarray(stretched, dtype=np.float64)[..., None] / 255
         # Two pixels over the edge of its quarter at most, and never over that of the canvas.
         top, left = (
-            int(np.clip(cell * corner + rng.integers(-2, cell - side + 3), 0, size - side))
+            min(max(cell * corner + int(rng.integers(-2, cell - side + 3)), 0), size - side)
             for corner in divmod(int(quarter), 2)
         )
         colour = np.full(3, rng.uniform(180, 255)) if quiet else rng.uniform(110, 255, 3)

@@ -29,7 +29,7 @@ def numbered_lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
         line = error.object[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from error
     # Not splitlines(), which also breaks at characters that may stand in a file's name.
-    lines = [line.removesuffix("\r").strip(" ") for line in text.split("\n")]
+    lines = [line.strip(" \r") for line in text.split("\n")]
     return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 

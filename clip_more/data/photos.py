@@ -47,8 +47,16 @@ class Photos(torch.utils.data.Dataset):
         # Shared memory: persistent workers are copies made in the first epoch and must see the later ones too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Make the augmentation that of this epoch, in every worker; call it before the epoch's iterator is made."""
+    @property
+    def epoch(self) -> int:
+        """Which epoch's augmentation is drawn, in every worker; set it before the epoch's iterator is made.
+
+        An attribute, not a `set_epoch`: Accelerate would call that with a count of its own, which a resume sets to 0.
+        """
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:

@@ -12,16 +12,16 @@ class ShuffleSampler(Sampler[int]):
     Args:
         length: Number of photos.
         seed: Of the run; the same on every process, which each take their share of the batches.
+
+    Attributes:
+        epoch: Which epoch's order is drawn; set it before the epoch's iterator is made. (An attribute, not a
+            `set_epoch`: Accelerate would call that with a count of its own, which a resume sets to 0.)
     """
 
     def __init__(self, length: int, seed: int) -> None:
         self.length = length
         self.seed = seed
         self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle for this epoch from the next iterator on."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.length

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from clip_more.data.photos import Photos
 from clip_more.data.transforms import test_transform
+from clip_more.models.classifier import Classifier
 from clip_more.models.clip import Clip
-from clip_more.models.heads import Classifier
 
 if TYPE_CHECKING:
     import datasets

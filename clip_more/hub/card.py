@@ -193,7 +193,7 @@ def _training(multilabel: dict[str, Any], config: TrainConfig | None) -> str:
         if key not in _NEVER and (key in _ALWAYS or value != defaults[key])
     }
     recipe = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).strip()
-    return f"{text} Settings other than the defaults:\n\n```yaml\n{recipe}\n```"
+    return f"{text} The main settings, and all that differ from the defaults:\n\n```yaml\n{recipe}\n```"
 
 
 def _short(value: Any) -> Any:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from clip_more.hub.multilabel import FILE as MULTILABEL_FILE
-from clip_more.hub.multilabel import check_multilabel, make_multilabel
 from clip_more.models.clip import Clip
 from clip_more.models.convert import hf_to_open_clip, open_clip_config
+from clip_more.models.multilabel import FILE as MULTILABEL_FILE
+from clip_more.models.multilabel import check_multilabel, make_multilabel
 from clip_more.models.open_clip_files import CONFIG_FILE, WEIGHT_FILES
 from clip_more.models.processor import open_clip_preprocess
 from clip_more.models.prompts import class_prompts, load_templates
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from clip_more.config import TrainConfig
     from clip_more.data.profile import ClassProfile
     from clip_more.evaluation.results import Results
-    from clip_more.models.heads import Classifier
+    from clip_more.models.classifier import Classifier
 
 FIGURE = "ap_by_frequency.png"
 # A folder with one of these was written by an export and may be replaced by the next.
@@ -204,7 +204,12 @@ def _replaced(folder: str | os.PathLike[str]) -> Iterator[Path]:
         yield aside
         if folder.exists():
             folder.rename(old)
-        aside.rename(folder)
+        try:
+            aside.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

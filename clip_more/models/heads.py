@@ -90,19 +90,6 @@ class PromptHead(nn.Module):
         self.log_scale.clamp_(max=math.log(SCALE_BOUNDS[1]))
 
 
-class Classifier(nn.Module):
-    """A CLIP and its head: pixels in, logits out."""
-
-    def __init__(self, clip: Clip, head: PromptHead) -> None:
-        super().__init__()
-        self.clip = clip
-        self.head = head
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, C) logits."""
-        return self.head(self.clip, self.clip.encode_image(pixel_values))
-
-
 def fit_scale_and_bias(
     cosines: np.ndarray,
     targets: np.ndarray,

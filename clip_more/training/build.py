@@ -12,9 +12,11 @@ from clip_more.adapters.config import CLIP_TARGETS
 from clip_more.config import TrainConfig
 from clip_more.data.profile import ClassProfile
 from clip_more.losses import BASE_LOSSES, DiscrepancyLoss
+from clip_more.models.classifier import Classifier
 from clip_more.models.clip import Clip
-from clip_more.models.heads import Classifier, PromptHead
+from clip_more.models.heads import PromptHead
 from clip_more.models.prompts import class_prompts, load_templates
+from clip_more.training.decay import decays
 from clip_more.training.task import LongTailTask
 
 
@@ -47,6 +49,7 @@ def build_task(config: TrainConfig, classifier: Classifier, profile: ClassProfil
         if config.tuning == "more":
             options["context_fn"] = TailCheckpointContext(model)
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        model.disable_input_require_grads()  # transformers' hook for reentrant checkpointing; it outlives deep copies
     return LongTailTask(classifier, _base_loss(config), _discrepancy(config, profile))
 
 
@@ -56,7 +59,7 @@ def parameter_groups(config: TrainConfig, task: LongTailTask) -> list[dict[str, 
     Weight decay is for matrices: biases, norms, embeddings and the head go without.
     """
     low_rank = {id(p) for p in tail_parameters(task).values()}
-    embeddings = {id(m.weight) for m in task.modules() if isinstance(m, nn.Embedding)}
+    decayed = decays(task)
     lr_tail = config.lr if config.lr_tail is None else config.lr_tail
     groups: dict[str, dict[str, Any]] = {
         "towers": {"params": [], "peak_lr": config.lr, "weight_decay": config.weight_decay},
@@ -72,8 +75,7 @@ def parameter_groups(config: TrainConfig, task: LongTailTask) -> list[dict[str, 
         elif name.startswith("classifier.head."):
             group = "head"
         else:
-            plain = parameter.ndim < 2 or id(parameter) in embeddings
-            group = "towers_no_decay" if plain else "towers"
+            group = "towers" if decayed[name] else "towers_no_decay"
         groups[group]["params"].append(parameter)
     return [{**group, "name": name, "lr": group["peak_lr"]} for name, group in groups.items() if group["params"]]
 

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from clip_more.training.average import RunningAverage
 
+BEST_WEIGHTS = "best.safetensors"
 _PREFIX = "step_"
 
 
 def save_checkpoint(
     folder: Path,
-    step: int,
     accelerator: Accelerator,
     task: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -36,14 +36,14 @@ def save_checkpoint(
 
     Args:
         folder: The run's checkpoints/.
-        step: Optimiser steps done.
         accelerator: Its main process writes; every process adds its random state.
         task: Unwrapped.
         optimizer: As prepared.
         average: Running average of the weights, if one is kept.
-        progress: Plain values to find again, such as the best figure so far.
+        progress: Plain values to find again: `step`, the optimiser steps done, and the best figure so far.
         keep: How many to leave in the folder.
     """
+    step = progress["step"]
     target, aside = folder / f"{_PREFIX}{step}", folder / f".{_PREFIX}{step}.tmp"
     if accelerator.is_main_process:
         shutil.rmtree(aside, ignore_errors=True)
@@ -54,7 +54,7 @@ def save_checkpoint(
         torch.save(optimizer.state_dict(), aside / "optimizer.pt")
         if accelerator.scaler is not None:
             torch.save(accelerator.scaler.state_dict(), aside / "scaler.pt")
-        (aside / "progress.json").write_text(json.dumps({"step": step, **progress}))
+        (aside / "progress.json").write_text(json.dumps(progress))
     accelerator.wait_for_everyone()
     torch.save(_random_state(), aside / f"random_{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
@@ -76,7 +76,7 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     average: RunningAverage | None,
 ) -> dict[str, Any]:
-    """Bring everything back to where `save_checkpoint` left it; returns progress, with the step.
+    """Bring everything back to where `save_checkpoint` left it; returns progress.
 
     Raises:
         ValueError: If the checkpoint does not fit the model (a changed recipe, say).
@@ -91,11 +91,6 @@ def load_checkpoint(
     if mine.exists():
         _set_random_state(torch.load(mine, weights_only=True))
     return json.loads((checkpoint / "progress.json").read_text())
-
-
-def best_weights(run: Path) -> Path:
-    """Where a run keeps its best weights so far."""
-    return run / "checkpoints" / "best.safetensors"
 
 
 def save_weights(task: nn.Module, path: Path) -> None:

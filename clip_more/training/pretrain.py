@@ -104,7 +104,7 @@ def pretrain(
         step = 0
         bar = tqdm(total=steps, desc="pretrain", unit="step", disable=not accelerator.is_main_process)
         while step < steps:
-            photos.set_epoch(step // len(loader))
+            photos.epoch = step // len(loader)
             for batch in loader:
                 for group in optimizer.param_groups:
                     group["lr"] = lr * warmup_cosine(step, steps, warmup)
@@ -169,6 +169,8 @@ def save_pretrained(clip: Clip, folder: str | os.PathLike[str], *, half: bool = 
     dtype = torch.float16 if half else torch.float32
     weights = {name: tensor.detach().cpu().to(dtype) for name, tensor in clip.model.state_dict().items()}
     clip.model.save_pretrained(aside, state_dict={name: tensor.contiguous() for name, tensor in weights.items()})
+    for path in aside.glob("*.safetensors"):
+        shutil.copymode(aside / "config.json", path)  # transformers leaves weights readable by their owner alone
     clip.image_processor.save_pretrained(aside)
     if tokenizer:
         clip.tokenizer.save_pretrained(aside)

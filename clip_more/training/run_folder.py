@@ -48,10 +48,15 @@ def read_config(folder: Path) -> TrainConfig:
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object an event, only ever appended."""
+    """metrics.jsonl: one JSON object an event, only ever appended.
 
-    def __init__(self, path: Path, active: bool) -> None:
-        self.path = path
+    Args:
+        folder: Of the run.
+        active: Whether this process writes.
+    """
+
+    def __init__(self, folder: Path, active: bool) -> None:
+        self.path = folder / "metrics.jsonl"
         self.active = active
 
     def write(self, event: str, **values: Any) -> None:

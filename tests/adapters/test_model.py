@@ -25,7 +25,7 @@ from tests.adapters.test_layer import randomise_tail
 def clip_model():
     from transformers import CLIPConfig, CLIPModel
 
-    sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     torch.manual_seed(0)
     return CLIPModel(
         CLIPConfig(
@@ -39,7 +39,7 @@ def clip_model():
 @pytest.fixture
 def inputs():
     torch.manual_seed(2)
-    return dict(pixel_values=torch.randn(3, 3, 16, 16), input_ids=torch.tensor([[97, 5, 6, 98], [97, 7, 98, 98]]))
+    return {"pixel_values": torch.randn(3, 3, 16, 16), "input_ids": torch.tensor([[97, 5, 6, 98], [97, 7, 98, 98]])}
 
 
 def test_new_tail_changes_no_output(clip_model, inputs):

@@ -125,7 +125,7 @@ names = st.lists(st.lists(words, min_size=1, max_size=3).map(" ".join), min_size
 @given(names=names, numbered=st.booleans(), end=st.sampled_from(["\n", "\r\n"]), data=st.data())
 def test_what_is_written_is_read_back(tmp_path, names, numbered, end, data):
     rows = data.draw(st.lists(st.lists(st.integers(0, len(names) - 1), unique=True), min_size=1, max_size=8))
-    gaps = data.draw(st.lists(st.sampled_from([" ", "  ", "\t"]), min_size=len(rows), max_size=len(rows)))
+    gaps = data.draw(st.lists(st.sampled_from([" ", "  ", "\t", " \t"]), min_size=len(rows), max_size=len(rows)))
     class_file, list_file = tmp_path / "classes.txt", tmp_path / "list.txt"
     class_lines = [f"{name} {index}" if numbered else name for index, name in enumerate(names)]
     class_file.write_bytes(end.join(class_lines).encode())

@@ -157,7 +157,7 @@ def eight():
 
 
 def drawn(photos, workers=0, epoch=0):
-    photos.set_epoch(epoch)
+    photos.epoch = epoch
     loader = torch.utils.data.DataLoader(photos, batch_size=2, num_workers=workers)
     return torch.cat([batch["pixel_values"] for batch in loader])
 
@@ -179,7 +179,7 @@ def test_persistent_workers_see_a_new_epoch(eight):
     loader = torch.utils.data.DataLoader(photos, batch_size=8, num_workers=1, persistent_workers=True)
     epochs = []
     for epoch in (0, 1, 0):
-        photos.set_epoch(epoch)
+        photos.epoch = epoch
         epochs.append(next(iter(loader))["pixel_values"])
     assert torch.equal(epochs[0], epochs[2])
     assert not torch.equal(epochs[0], epochs[1])

@@ -10,9 +10,10 @@ from clip_more.data.profile import ClassProfile
 from clip_more.evaluation.results import Results
 from clip_more.hub.card import model_card, public_name
 from clip_more.hub.export import export_run
-from clip_more.hub.multilabel import make_multilabel
+from clip_more.models.classifier import Classifier
 from clip_more.models.clip import load_clip
-from clip_more.models.heads import Classifier, PromptHead
+from clip_more.models.heads import PromptHead
+from clip_more.models.multilabel import make_multilabel
 from clip_more.models.prompts import class_prompts, load_templates
 
 NAMES = ("dog", "traffic light", "tvmonitor", "bird")
@@ -57,7 +58,9 @@ def exported(folder, templates):
 @pytest.mark.parametrize("templates", ["plain", "ensemble"])
 def test_usage_runs_as_printed_and_gives_the_classifiers_probabilities(templates, tmp_path, monkeypatch, capsys):
     classifier, merged = exported(tmp_path, templates)
-    (usage,) = code_blocks((merged / "README.md").read_text())
+    card = (merged / "README.md").read_text()
+    assert ("](ap_by_frequency.png)" in card) == (merged / "ap_by_frequency.png").is_file()
+    (usage,) = code_blocks(card)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8))
     image.save(merged / "photo.jpg")
     monkeypatch.chdir(merged)

@@ -9,9 +9,10 @@ from PIL import Image
 from clip_more.config import TrainConfig
 from clip_more.data.profile import ClassProfile
 from clip_more.hub.export import export_model, export_run
-from clip_more.hub.multilabel import make_multilabel, read_multilabel
+from clip_more.models.classifier import Classifier
 from clip_more.models.clip import Clip, load_clip
-from clip_more.models.heads import Classifier, PromptHead
+from clip_more.models.heads import PromptHead
+from clip_more.models.multilabel import make_multilabel, read_multilabel
 
 NAMES = ["dog", "traffic light", "tvmonitor"]
 PROMPTS = ["a photo of a dog.", "a photo of a traffic light.", "a photo of a tv monitor."]
@@ -238,6 +239,24 @@ def test_failed_export_leaves_the_earlier_one_and_no_debris(tmp_path, monkeypatc
 
     monkeypatch.setattr("clip_more.hub.export._write_open_clip", full_disk)
     with pytest.raises(OSError, match="no space left"):
+        export_model(clip, tmp_path / "out", card="second")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "README.md").read_text() == "first"
+
+
+def test_earlier_export_comes_back_when_the_last_rename_fails(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    clip, rename = load_clip("tiny"), Path.rename
+    export_model(clip, tmp_path / "out", card="first")
+
+    def fails_for_the_new_one(self, target):
+        if ".new-" in self.name:
+            raise OSError("disk trouble")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails_for_the_new_one)
+    with pytest.raises(OSError, match="disk trouble"):
         export_model(clip, tmp_path / "out", card="second")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "README.md").read_text() == "first"

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from clip_more.hub.push import push_folder
@@ -52,11 +54,11 @@ def test_without_a_login_the_command_to_log_in_is_named(merged, online, monkeypa
 
 
 def test_refusal_gives_the_status_and_never_the_token(merged, online, monkeypatch):
-    import httpx
     from huggingface_hub.errors import HfHubHTTPError
 
-    response = httpx.Response(403, request=httpx.Request("POST", f"https://huggingface.co/?{TOKEN}"))
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse(HfHubHTTPError(TOKEN, response=response)))
+    response = SimpleNamespace(status_code=403, headers={}, request=None)
+    error = HfHubHTTPError(f"the header was Bearer {TOKEN}", response=response)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse(error))
     with pytest.raises(ValueError, match=r"refused the upload to me/clip \(HTTP 403\)") as caught:
         push_folder(merged, "me/clip")
     assert TOKEN not in str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def check_multilabel(content: dict[str, Any], where: str = FILE) -> None:
         raise ValueError(f"{where}: the bias of class {wrong[0]!r} is not finite")
 
 
-def read_multilabel(folder: str | Path) -> dict[str, Any]:
+def read_multilabel(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Read and check the `multilabel.json` of an exported folder.
 
     Raises:

@@ -1,0 +1,56 @@
+"""What the parts of a run share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accelerate import Accelerator
+
+from clip_more.config import TrainConfig
+from clip_more.data.load import LongTailData
+from clip_more.evaluation.predict import Predictions, predict_logits
+from clip_more.models.classifier import Classifier
+from clip_more.training.run_folder import MetricsLog
+
+if TYPE_CHECKING:
+    import datasets
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its recipe, data, model and folder.
+
+    Attributes:
+        config: The recipe, resolved.
+        accelerator: Processes, devices, precision.
+        data: Train, held-out and test photos with the class profile.
+        classifier: Unwrapped; the task trains it in place.
+        folder: `runs/<name>`.
+        log: metrics.jsonl.
+    """
+
+    config: TrainConfig
+    accelerator: Accelerator
+    data: LongTailData
+    classifier: Classifier
+    folder: Path
+    log: MetricsLog
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the run's checkpoints."""
+        return self.folder / "checkpoints"
+
+    def logits(self, dataset: datasets.Dataset, label: str) -> Predictions:
+        """Logits of the classifier as it stands, on every process; `label` names the progress bar."""
+        config = self.config
+        return predict_logits(
+            self.classifier,
+            dataset,
+            self.accelerator,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            label=label,
+        )

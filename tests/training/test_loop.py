@@ -1,0 +1,199 @@
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from clip_more.config import ConfigError
+from clip_more.evaluation.results import Results
+from clip_more.recipe import from_dict
+from clip_more.training import loop
+
+COLOURS = {"red square": (220, 30, 30), "green square": (30, 200, 30), "blue square": (40, 40, 230)}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps its precision for the life of a process; each run here sets its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    """Forty photos with coloured squares in a list-file data set: red common, green less so, blue rare."""
+    root = tmp_path_factory.mktemp("squares")
+    rng = np.random.default_rng(0)
+    lines = {"train": [], "test": []}
+    for n in range(40):
+        split = "train" if n < 24 else "test"
+        present = [c for c, share in enumerate((0.8, 0.4, 0.25)) if rng.random() < share] if n > 2 else [0, 1, 2]
+        image = rng.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+        for c in present:
+            y, x = rng.integers(0, 20, 2)
+            image[y : y + 12, x : x + 12] = list(COLOURS.values())[c]
+        PIL.Image.fromarray(image).save(root / f"{n:02d}.png")
+        lines[split].append(" ".join([f"{n:02d}.png", *map(str, present)]))
+    for split, rows in lines.items():
+        (root / f"{split}.txt").write_text("\n".join(rows) + "\n")
+    (root / "classes.txt").write_text("".join(f"{name} {i}\n" for i, name in enumerate(COLOURS)))
+    return root
+
+
+@pytest.fixture
+def settings(squares, tmp_path):
+    return {
+        "dataset": "lists", "data_root": str(squares), "train_list": "train.txt", "test_list": "test.txt",
+        "class_file": "classes.txt", "head_min": 12, "tail_max": 8, "model": "tiny", "tuning": "more", "method": "x",
+        "dropout": 0.2, "lr": 1e-3, "lr_head": 1e-2, "batch_size": 8, "epochs": 2, "workers": 0, "log_every": 1,
+        "output_dir": str(tmp_path / "runs"),
+    }  # fmt: skip
+
+
+def events(folder, kind):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [e for e in map(json.loads, lines) if e["event"] == kind]
+
+
+def test_a_run_leaves_what_the_house_says(settings):
+    folder = loop.train(from_dict(settings, "test"))
+    assert folder.name == "lists-x"
+    for name in ("config.yaml", "class_profile.json", "report/results.json", "checkpoints/step_6/model.safetensors",
+                 "general/model.safetensors", "tail/adapter_model.safetensors", "merged/multilabel.json",
+                 "merged/README.md", "merged/open_clip_model.safetensors"):  # fmt: skip
+        assert (folder / name).exists(), name
+    assert list(Results.load(folder / "report/results.json").ap) == ["zero-shot", "general", "merged"]
+    steps = events(folder, "train")
+    assert [e["step"] for e in steps] == [1, 2, 3, 4, 5, 6]
+    assert steps[0]["discrepancy"] is None  # alpha is 0 there
+    assert all(e["discrepancy"] >= 0 for e in steps[1:])
+    assert not list(folder.rglob("*.tmp")) + list(folder.rglob(".*"))
+    before = (folder / "metrics.jsonl").read_text()
+    assert loop.train(from_dict(settings, "test")) == folder  # naming it again finds it finished
+    assert (folder / "metrics.jsonl").read_text() == before
+
+
+def test_head_start_is_near_the_priors(settings):
+    folder = loop.train(from_dict({**settings, "max_steps": 1}, "test"))
+    counts = np.array(Results.load(folder / "report/results.json").profile.counts)
+    p = counts / 24
+    floor = -(p * np.log(p) + (1 - p) * np.log(1 - p)).sum()
+    assert events(folder, "head_start")[0]["loss"] <= floor + 0.01
+
+
+@pytest.mark.parametrize("extra", [{}, {"accumulation": 2, "batch_size": 4}, {"keep": "ema"}])
+def test_interrupted_and_resumed_run_is_bit_identical(settings, monkeypatch, extra):
+    settings = {**settings, **extra, "checkpoint_every": 2, "output_dir": settings["output_dir"] + "/one"}
+    whole = loop.train(from_dict(settings, "test"))
+    broken = from_dict({**settings, "output_dir": settings["output_dir"] + "/two"}, "test")
+
+    def power_cut(*arguments):
+        values = loop_values(*arguments)
+        if arguments[2] == 5:
+            raise KeyboardInterrupt
+        return values
+
+    loop_values = loop._loss_values
+    monkeypatch.setattr(loop, "_loss_values", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(broken)
+    monkeypatch.setattr(loop, "_loss_values", loop_values)
+    torch.rand(5)  # whatever the process drew since
+    resumed = loop.train(broken)
+    assert events(resumed, "resume")[0]["step"] == 4
+    for part in ("merged", "general"):
+        one, two = (load_file(folder / part / "model.safetensors") for folder in (whole, resumed))
+        assert all(torch.equal(one[key], two[key]) for key in one), part
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"tuning": "full", "loss": "asl"},
+        {"tuning": "lora"},
+        {"tuning": "head"},
+        {"text_tower": "freeze", "tail_towers": "vision"},
+        {"gradient_checkpointing": True},
+        {"discrepancy_gradient": "tail"},
+        {"keep": "best", "val_fraction": 0.25, "eval_every": 1},
+        {"mixed_precision": "bf16"},
+        {"image_size": 48, "templates": ["a {}.", "the {}."]},
+    ],
+    ids=lambda extra: "-".join(map(str, extra.values())),
+)
+def test_every_way_of_training_ends_in_a_merged_checkpoint(settings, extra):
+    folder = loop.train(from_dict({**settings, **extra, "max_steps": 2}, "test"))
+    results = Results.load(folder / "report/results.json")
+    assert 0 <= results.maps["merged"]["total"] <= 1
+    assert (folder / "merged/model.safetensors").exists()
+    assert (folder / "tail").exists() == (extra.get("tuning") in (None, "lora"))
+
+
+def test_what_is_frozen_stays_bit_identical(settings):
+    from clip_more.models.clip import load_clip
+
+    start = load_clip("tiny").model.state_dict()
+    head = load_file(
+        loop.train(from_dict({**settings, "tuning": "head", "max_steps": 2}, "t")) / "merged/model.safetensors"
+    )
+    assert [key for key in start if not torch.equal(start[key], head[key])] == ["logit_scale"]
+    lora = loop.train(from_dict({**settings, "tuning": "lora", "run": "lora", "max_steps": 2}, "t"))
+    general = load_file(lora / "general/model.safetensors")
+    assert [key for key in start if not torch.equal(start[key], general[key])] == ["logit_scale"]
+
+
+def test_token_rows_that_no_prompt_uses_do_not_move(settings):
+    from clip_more.models.clip import load_clip
+
+    clip = load_clip("tiny")
+    key = "text_model.embeddings.token_embedding.weight"
+    merged = load_file(loop.train(from_dict({**settings, "tuning": "full"}, "t")) / "merged/model.safetensors")
+    moved = (merged[key] != clip.model.state_dict()[key]).any(dim=1).nonzero().flatten()
+    used = clip.tokenize([f"a photo of a {name}." for name in COLOURS]).unique()
+    assert len(moved) > 3
+    assert set(moved.tolist()) <= set(used.tolist())
+
+
+def test_folder_of_another_recipe_is_refused(settings):
+    loop.train(from_dict({**settings, "max_steps": 1}, "test"))
+    with pytest.raises(ConfigError, match=r"lists-x is a run of another recipe \(lr: 0.001 there, 0.1 now\)"):
+        loop.train(from_dict({**settings, "max_steps": 1, "lr": 0.1}, "test"))
+
+
+def test_folder_that_is_no_run_is_refused(settings, tmp_path):
+    (tmp_path / "runs/lists-x").mkdir(parents=True)
+    (tmp_path / "runs/lists-x/thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        loop.train(from_dict(settings, "test"))
+
+
+def test_loss_that_is_not_finite_stops_with_step_parts_and_checkpoint(settings, monkeypatch):
+    monkeypatch.setattr(loop, "alpha", lambda step, *_: 1e39 if step == 2 else 0.5)
+    with pytest.raises(loop.TrainingError, match=r"not finite at step 3 \(loss (inf|nan), base .*checkpoint: .*step_2"):
+        loop.train(from_dict({**settings, "checkpoint_every": 1}, "test"))
+
+
+def test_other_number_of_processes_is_refused_before_anything_is_written(settings, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="asks for 4 processes, but 1 came up"):
+        loop.train(from_dict({**settings, "processes": 4}, "test"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_independent_processes_of_a_launcher_are_refused(settings, monkeypatch):
+    loop.make_accelerator(from_dict(settings, "test"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="started 2 processes, but Accelerate sees 1"):
+        loop.make_accelerator(from_dict(settings, "test"))
+
+
+def test_broken_photo_is_named_before_training(settings, squares, tmp_path):
+    text = (squares / "train.txt").read_text()
+    (squares / "cut.png").write_bytes((squares / "00.png").read_bytes()[:300])
+    (squares / "broken.txt").write_text(text + "cut.png 0\n")
+    with pytest.raises(ValueError, match="cannot read photo .*cut.png"):
+        loop.train(from_dict({**settings, "train_list": "broken.txt"}, "test"))
+    assert not (tmp_path / "runs/lists-x/checkpoints").exists()
