@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from clip_more.config import SECTIONS, TrainConfig
-from clip_more.recipe import key_type, load_config, parse_value
+from clip_more.recipe import from_dict, key_type, load_config, parse_value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,13 +50,46 @@ def _parser() -> argparse.ArgumentParser:
         verbs,
         "pretrain",
         _pretrain,
-        "train a small CLIP from random weights on captions or label sentences",
-        "clip-more pretrain --dataset digits_mlt --out runs/digits_clip",
+        "train a small CLIP from random weights on class prompts or label sentences",
+        "clip-more pretrain recipes/digits_mlt/bce.yaml --model tiny --out runs/my_digits_clip --half",
     )
-    pretrain.add_argument("--out", required=True, help="folder of the new checkpoint")
+    _add_recipe(pretrain)
+    group = pretrain.add_argument_group("Pretraining")
+    group.add_argument("--out", required=True, metavar="FOLDER", help="of the new checkpoint; must not exist yet")
+    group.add_argument(
+        "--objective",
+        choices=("sigmoid", "contrastive"),
+        default="sigmoid",
+        help="pairwise sigmoid loss over class prompts, or contrastive loss on label sentences (default: sigmoid)",
+    )
+    group.add_argument("--steps", type=int, default=3000, help="optimiser steps (default: 3000)")
+    group.add_argument("--half", action="store_true", help="save weights in fp16")
+
+    evaluate = _verb(
+        verbs,
+        "evaluate",
+        _evaluate,
+        "judge a merged checkpoint: AP by class, mAP by group",
+        "clip-more evaluate runs/voc_mlt-bce_more\n"
+        "clip-more evaluate path/to/merged recipes/voc_mlt/bce.yaml --data_root ~/data",
+    )
+    evaluate.add_argument("checkpoint", help="a run, or a folder with multilabel.json (then a recipe must follow)")
+    _add_recipe(evaluate)
+    evaluate.add_argument("--json", metavar="FILE", help="write the results there too")
+
+    zero_shot = _verb(
+        verbs,
+        "zero-shot",
+        _zero_shot,
+        "compare a run's untouched CLIP, general part and merged model",
+        "clip-more zero-shot runs/voc_mlt-bce_more",
+    )
+    zero_shot.add_argument("checkpoint", help="a finished run")
+    _add_recipe(zero_shot)
+    zero_shot.add_argument("--json", metavar="FILE", help="write the results there too")
 
     demo = _verb(verbs, "demo", _demo, "BCE, ASL and BCE + MORE on handwritten digits, in minutes, no download")
-    demo.add_argument("--output_dir", default="runs", help="folder of the demo's runs (default: runs)")
+    demo.add_argument("--output_dir", default="runs", metavar="FOLDER", help="of the demo's runs (default: runs)")
     return parser
 
 
@@ -78,7 +112,8 @@ _METAVARS = {"a number": "NUMBER", "a whole number": "INTEGER", "true or false":
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     """The recipe file and one `--key` for every field of TrainConfig, in its sections."""
-    parser.usage = f"{parser.prog} RECIPE.yaml [--key value ...]"
+    before = " ".join(action.dest.upper() for action in parser._actions if not action.option_strings)
+    parser.usage = f"{parser.prog} {before + ' ' if before else ''}RECIPE.yaml [--key value ...]"
     parser.add_argument("recipe", nargs="?", help="YAML recipe; keys given as --key value go before it")
     for section in SECTIONS:
         group = parser.add_argument_group((section.__doc__ or "").rstrip("."))
@@ -92,27 +127,81 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
             group.add_argument(f"--{field.name}", metavar=_METAVARS.get(key_type(field.name), "VALUE"), help=text)
 
 
-def _config(options: argparse.Namespace) -> TrainConfig:
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
     given = {field.name: getattr(options, field.name) for section in SECTIONS for field in fields(section)}
-    overrides = {name: parse_value(name, text) for name, text in given.items() if text is not None}
-    return load_config(options.recipe, overrides)
+    return {name: parse_value(name, text) for name, text in given.items() if text is not None}
 
 
 def _train(options: argparse.Namespace) -> None:
-    config = _config(options)
+    config = load_config(options.recipe, _overrides(options))
+    _quiet()
     from clip_more.training.loop import train
 
     train(config)
 
 
 def _pretrain(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    config = load_config(options.recipe, _overrides(options))
+    _quiet()
+    from clip_more.training.pretrain import pretrain_from_recipe
+
+    pretrain_from_recipe(config, options.out, objective=options.objective, steps=options.steps, half=options.half)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    _judge(options, side_by_side=False)
+
+
+def _zero_shot(options: argparse.Namespace) -> None:
+    _judge(options, side_by_side=True)
+
+
+def _judge(options: argparse.Namespace, side_by_side: bool) -> None:
+    config, folder = _of_checkpoint(options, side_by_side)
+    _quiet()
+    from clip_more.data.load import load_data
+    from clip_more.evaluation.judge import judge_checkpoint, judge_run
+    from clip_more.training.processes import make_accelerator
+
+    accelerator = make_accelerator(config)
+    data = load_data(config)
+    if side_by_side:
+        results = judge_run(folder, config, data, accelerator)
+    else:
+        results, _ = judge_checkpoint(folder, config, data, accelerator)
+    accelerator.print(results.table())
+    if options.json and accelerator.is_main_process:
+        results.save(options.json)
+
+
+def _of_checkpoint(options: argparse.Namespace, side_by_side: bool) -> tuple[TrainConfig, Path]:
+    """The recipe of a run (or the one given) with overrides, and the folder to judge."""
+    from clip_more.training.run_folder import read_config
+
+    folder = Path(options.checkpoint)
+    recipe = folder / "config.yaml"
+    if recipe.is_file():
+        if options.recipe:
+            raise ValueError(f"{folder} is a run and has its own recipe; leave {options.recipe} out")
+        values = read_config(folder).to_dict() | _overrides(options)
+        return from_dict(values, origin=str(recipe)), folder if side_by_side else folder / "merged"
+    if side_by_side or not options.recipe:
+        raise ValueError(f"{folder} is no run (it has no config.yaml)" + ("" if side_by_side else "; add a recipe"))
+    return load_config(options.recipe, _overrides(options)), folder
 
 
 def _demo(options: argparse.Namespace) -> None:
+    _quiet()
     from clip_more.training.demo import run_demo
 
     run_demo(options.output_dir)
+
+
+def _quiet() -> None:
+    """Our own progress bars are enough: transformers draws one for every file it reads or writes."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def read_digits(
     `train` is long-tailed: class c has `largest * imbalance^(-c / 9)` positives, zero the head and nine the tail.
     Classes are put into scenes independently of each other, so most scenes of a tail class also show a head class, as
     in real photos. `pretrain` and `test` are balanced. `pretrain` looks different: grey digits on a dark, quiet canvas;
-    in the others ink, canvas and noise vary in colour and strength, and a quarter of the scenes has dark ink on a light
+    in the others ink, canvas and noise vary in colour and strength, and one scene in seven has dark ink on a light
     canvas. So there is something to learn that a CLIP pretrained here has not seen.
 
     Args:
@@ -116,7 +116,7 @@ def _balanced_labels(scenes: int, rng: np.random.Generator) -> list[list[int]]:
 def _scene(digits: list[np.ndarray], split: str, size: int, rng: np.random.Generator) -> np.ndarray:
     """Draw digits `(8, 8)` into different quarters of a noisy canvas, `(size, size, 3)` uint8."""
     quiet = split == "pretrain"
-    dark_ink = not quiet and rng.random() < 0.25
+    dark_ink = not quiet and rng.random() < 0.15
     canvas = np.tile(rng.uniform(0, 30 if quiet else 90, 3), (size, size, 1))
     cell = size // 2
     for digit, quarter in zip(digits, rng.permutation(4), strict=False):

@@ -64,6 +64,8 @@ def _read(config: DataConfig) -> tuple[datasets.Dataset, datasets.Dataset]:
     if config.dataset == "digits_mlt":
         from clip_more.data.digits import read_digits
 
+        if config.train_split == "pretrain":
+            return read_digits("pretrain"), read_digits("test")
         return read_digits("train", imbalance=config.imbalance), read_digits("test")
     root = _root(config)
     if config.dataset == "voc":

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from clip_more.adapters import tail
 from clip_more.adapters.layer import TailLayer
 from clip_more.evaluation.chance import chance_map
+from clip_more.evaluation.judge import results_of
 from clip_more.evaluation.plots import plot_ap_by_frequency, plot_training
-from clip_more.evaluation.predict import Predictions
-from clip_more.evaluation.results import Protocol, Results, identify
+from clip_more.evaluation.results import Results, identify
 from clip_more.hub import export_run, push_folder
 from clip_more.training.run import Run
 
@@ -22,7 +20,7 @@ def judge_untouched(run: Run) -> np.ndarray:
     if path.exists():
         return Results.load(path).ap["zero-shot"]
     predictions = run.logits(run.data.test, "zero-shot")
-    results = _results(run, predictions, {"zero-shot": predictions.scores})
+    results = results_of(run.config, run.data, predictions, {"zero-shot": predictions.scores})
     results.checkpoint = identify(run.config.model)
     if run.accelerator.is_main_process:
         results.save(path)
@@ -40,7 +38,7 @@ def report(run: Run, before: np.ndarray) -> None:
     scores["merged"] = predictions.scores
     if not run.accelerator.is_main_process:
         return
-    results = _results(run, predictions, scores)
+    results = results_of(run.config, run.data, predictions, scores)
     results.ap = {"zero-shot": before, **results.ap}
     results.chance = chance_map(predictions.targets, run.data.profile, known=predictions.known)
     merged = export_run(run.folder, run.classifier, run.data.profile, run.config, results)
@@ -56,20 +54,3 @@ def report(run: Run, before: np.ndarray) -> None:
     print(f"\n{results.table()}\n\nmerged checkpoint: {merged}\nreport:            {folder}")
     if run.config.push_to_hub:
         print(f"uploaded to {push_folder(merged, run.config.push_to_hub)}")
-
-
-def _results(run: Run, predictions: Predictions, scores: dict[str, np.ndarray]) -> Results:
-    config, data = run.config, run.data
-    evaluated: dict[str, Any] = {
-        "dataset": config.dataset_name or config.dataset,
-        "split": config.test_list or config.test_split,
-        "images": len(data.test),
-    }
-    return Results.from_scores(
-        predictions.targets,
-        scores,
-        data.profile,
-        known=predictions.known,
-        protocol=Protocol(difficult=config.difficult),
-        evaluated=evaluated,
-    )

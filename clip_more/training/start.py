@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
@@ -53,14 +55,8 @@ def head_start(run: Run) -> float:
     if len(train) > HEAD_START_PHOTOS:
         rows = np.random.default_rng(config.seed).permutation(len(train))[:HEAD_START_PHOTOS]
         train = train.select(np.sort(rows))
-    features = image_features(
-        classifier.clip,
-        train,
-        run.accelerator,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        label="head start",
-    )
+    options: dict[str, Any] = {"batch_size": config.batch_size, "workers": config.workers}
+    features = image_features(classifier.clip, train, run.accelerator, label="head start", **options)
     with torch.no_grad():
         text = classifier.head.text_features(classifier.clip).cpu().numpy()
     unit = features.scores / np.linalg.norm(features.scores, axis=1, keepdims=True).clip(1e-12)

@@ -194,6 +194,6 @@ def test_broken_photo_is_named_before_training(settings, squares, tmp_path):
     text = (squares / "train.txt").read_text()
     (squares / "cut.png").write_bytes((squares / "00.png").read_bytes()[:300])
     (squares / "broken.txt").write_text(text + "cut.png 0\n")
-    with pytest.raises(ValueError, match="cannot read photo .*cut.png"):
+    with pytest.raises(ValueError, match=r"cannot read photo .*cut\.png"):
         loop.train(from_dict({**settings, "train_list": "broken.txt"}, "test"))
     assert not (tmp_path / "runs/lists-x/checkpoints").exists()

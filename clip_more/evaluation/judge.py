@@ -1,0 +1,123 @@
+"""Judge checkpoints that are already there: one classifier, or a run's three models side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clip_more.config import TrainConfig
+from clip_more.data.load import LongTailData
+from clip_more.evaluation.chance import chance_map
+from clip_more.evaluation.predict import Predictions, predict_logits
+from clip_more.evaluation.results import Protocol, Results, identify
+from clip_more.models.classifier import Classifier, load_classifier
+from clip_more.models.clip import load_clip
+from clip_more.models.heads import PromptHead
+from clip_more.models.prompts import class_prompts, load_templates
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def judge_checkpoint(
+    folder: str | Path, config: TrainConfig, data: LongTailData, accelerator: Accelerator
+) -> tuple[Results, Predictions]:
+    """Results of an exported classifier on a recipe's test photos.
+
+    Args:
+        folder: A folder with `multilabel.json`, such as a run's `merged/`.
+        config: Names the protocol, batch size and workers.
+        data: Its test photos are judged; groups come from its profile.
+        accelerator: Splits the photos over its processes.
+
+    Raises:
+        FileNotFoundError: If the folder is no exported classifier.
+        ValueError: If its classes are not those of the data set.
+    """
+    classifier, names = load_classifier(folder)
+    _same_classes(names, data, folder)
+    predictions = _logits(classifier, config, data, accelerator, "evaluating")
+    results = results_of(config, data, predictions, {Path(folder).name: predictions.scores})
+    results.chance = chance_map(predictions.targets, data.profile, known=predictions.known)
+    results.checkpoint = identify(folder)
+    return results, predictions
+
+
+def judge_run(folder: str | Path, config: TrainConfig, data: LongTailData, accelerator: Accelerator) -> Results:
+    """The untouched CLIP by prompts, the general part alone, and the merged model, each by group.
+
+    Args:
+        folder: Of a finished run.
+        config: Its recipe.
+        data: Its data.
+        accelerator: Splits the photos over its processes.
+
+    Raises:
+        FileNotFoundError: If the run has no merged checkpoint yet.
+        ValueError: If its classes are not those of the data set.
+    """
+    folder = Path(folder)
+    merged, names = load_classifier(folder / "merged")
+    _same_classes(names, data, folder / "merged")
+    prompts = class_prompts(names, load_templates(config.templates), config.class_prompts)
+    sources = {"zero-shot": config.model}
+    if (folder / "general").is_dir():
+        sources["general"] = str(folder / "general")
+    scores: dict[str, np.ndarray] = {}
+    for row, source in sources.items():
+        clip = load_clip(source, image_size=config.image_size, seed=config.seed)
+        # Scale and biases shift and stretch a class's logits alike for every photo: its AP does not see them.
+        classifier = Classifier(clip, PromptHead(clip, prompts, scale=100.0)).eval()
+        scores[row] = _logits(classifier, config, data, accelerator, row).scores
+    predictions = _logits(merged, config, data, accelerator, "merged")
+    scores["merged"] = predictions.scores
+    results = results_of(config, data, predictions, scores)
+    results.chance = chance_map(predictions.targets, data.profile, known=predictions.known)
+    results.checkpoint = identify(folder / "merged")
+    return results
+
+
+def results_of(
+    config: TrainConfig, data: LongTailData, predictions: Predictions, scores: dict[str, np.ndarray]
+) -> Results:
+    """Results on the test photos of a recipe, with the protocol it declares; one row a model in `scores`."""
+    evaluated: dict[str, Any] = {
+        "dataset": config.dataset_name or config.dataset,
+        "split": config.test_list or config.test_split,
+        "images": len(data.test),
+    }
+    return Results.from_scores(
+        predictions.targets,
+        scores,
+        data.profile,
+        known=predictions.known,
+        protocol=Protocol(difficult=config.difficult),
+        evaluated=evaluated,
+    )
+
+
+def _logits(
+    classifier: Classifier, config: TrainConfig, data: LongTailData, accelerator: Accelerator, label: str
+) -> Predictions:
+    classifier.to(accelerator.device)
+    return predict_logits(
+        classifier, data.test, accelerator, batch_size=config.batch_size, workers=config.workers, label=label
+    )
+
+
+def _same_classes(names: list[str], data: LongTailData, folder: str | Path) -> None:
+    expected = list(data.profile.names)
+    if names == expected:
+        return
+    absent = [name for name in names if name not in expected]
+    extra = [name for name in expected if name not in names]
+    if absent or not extra:
+        what = f"the data set lacks {', '.join(absent[:5])}" if absent else "the data set has them in another order"
+    else:
+        what = f"the data set also has {', '.join(extra[:5])}"
+    raise ValueError(
+        f"{folder} was trained on {len(names)} classes ({', '.join(names[:3])}, ...), but {what}; "
+        f"list the checkpoint's classes, in its order, under the recipe's `classes:` key"
+    )
