@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from clip_more.config import SECTIONS, TrainConfig
-from clip_more.recipe import from_dict, key_type, load_config, parse_value
+from clip_more.recipe import from_dict, key_type, load_config, parse_value, unknown_key
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code. Expected errors are one sentence on stderr, without a traceback."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options, unknown = _parser().parse_known_args(arguments)
+    for argument in unknown:
+        name = argument.removeprefix("--").partition("=")[0]
+        what = unknown_key(name) if argument.startswith("--") else f"{argument!r} follows no --key"
+        print(f"clip-more {options.verb}: command line: {what}", file=sys.stderr)
+        return 2
     try:
         options.run_verb(options)
     except KeyboardInterrupt:

@@ -29,7 +29,9 @@ class DataConfig:
     dataset: str = _key("", "Data set family.", choices=("voc", "coco", "lists", "digits_mlt"))
     data_root: str | None = _key(None, "Folder of the data set.")
     year: int = _key(2007, "voc: VOC2007 or VOC2012.")
-    train_split: str = _key("trainval", "voc: a list of ImageSets/Main; coco: train2017 or train2014; digits_mlt: trainval or pretrain.")
+    train_split: str = _key(
+        "trainval", "voc: a list of ImageSets/Main; coco: train2017 or train2014; digits_mlt: pretrain, or any."
+    )
     test_split: str = _key("test", "The same for evaluation.")
     annotations: str = _key(
         "xml", "voc: labels from the XML files or from ImageSets/Main.", choices=("xml", "imagesets")

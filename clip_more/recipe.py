@@ -31,26 +31,26 @@ def load_config(recipe: str | Path | None, overrides: Mapping[str, Any] | None =
     """
     values: dict[str, Any] = {}
     if recipe is not None:
-        values = _read_yaml(Path(recipe))
+        values = _checked_values(_read_yaml(Path(recipe)), str(recipe))
         values.setdefault("method", Path(recipe).stem)
         values.setdefault("dataset_name", Path(recipe).resolve().parent.name)
-    values.update(overrides or {})
+    values |= _checked_values(overrides or {}, "command line")
     return from_dict(values, origin=str(recipe) if recipe else "command line")
 
 
 def from_dict(values: Mapping[str, Any], origin: str) -> TrainConfig:
     """A checked TrainConfig from plain values; `origin` is named in errors."""
-    checked = {}
-    for name, value in values.items():
-        if name not in _FIELDS:
-            close = difflib.get_close_matches(name, _FIELDS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else "; `clip-more train --help` lists the keys"
-            raise ConfigError(f"{origin}: unknown key {name!r}{hint}")
-        checked[name] = _checked(name, value, origin)
+    checked = _checked_values(values, origin)
     try:
         return TrainConfig(**checked).check()
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
+
+
+def unknown_key(name: str) -> str:
+    """What to say of a key that is none, with the nearest one that is."""
+    close = difflib.get_close_matches(name, _FIELDS, n=1)
+    return f"unknown key {name!r}" + (f"; did you mean {close[0]}?" if close else "; --help lists the keys")
 
 
 def parse_value(name: str, text: str) -> Any:
@@ -96,6 +96,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold `key: value` lines")
     return values
+
+
+def _checked_values(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    for name in values:
+        if name not in _FIELDS:
+            raise ConfigError(f"{origin}: {unknown_key(name)}")
+    return {name: _checked(name, value, origin) for name, value in values.items()}
 
 
 def _checked(name: str, value: Any, origin: str) -> Any:

@@ -89,9 +89,10 @@ class ClassProfile:
         empty = [name for name, count in zip(self.names, self.counts, strict=True) if count == 0]
         if empty:
             listed = ", ".join(repr(name) for name in empty)
+            kept = ", ".join(name for name in self.names if name not in empty)
             raise ValueError(
-                f"{len(empty)} of {len(self.names)} classes have no positive in train: {listed}. Drop them by listing "
-                "the classes to keep under the `classes:` key of the recipe (a list of names, or a file of them)"
+                f"{len(empty)} of {len(self.names)} classes have no positive in train: {listed}. Drop them by the "
+                f"recipe's `classes:` key, which lists those to keep: `classes: [{kept}]`"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def markdown_table(rows: Sequence[Row], *, baseline: str | None = None, profile:
     head, cells = _cells(rows, baseline, profile)
     lines = [("mAP", head), ("---", ["---:"] * len(head))]
     lines += [(name.replace("|", "\\|"), row) for (name, _), row in zip(rows, cells, strict=True)]
-    return "\n".join(f"| {name} | {' | '.join(cell.strip() for cell in row)} |" for name, row in lines)
+    return "\n".join(f"| {name} | {' | '.join(' '.join(cell.split()) for cell in row)} |" for name, row in lines)
 
 
 def _cells(

@@ -93,7 +93,9 @@ class Results:
         rows: list[Row] = list(self.maps.items())
         if self.chance is not None:
             rows = [("chance, mean", self.chance["mean"]), ("chance, 95 % quantile", self.chance["q95"]), *rows]
-        return format_table(rows, baseline=next(iter(self.ap), None), profile=self.profile)
+        text = format_table(rows, baseline=next(iter(self.ap), None), profile=self.profile)
+        without = [n for n, count in zip(self.profile.names, self.test_positives, strict=True) if count == 0]
+        return f"{text}\nno AP, for want of a test positive: {', '.join(without)}" if without else text
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; ``None`` where there is no AP."""
@@ -165,7 +167,7 @@ class Results:
             raise ValueError(f"{path} is not a results file of format {FORMAT}: evaluate again with this version.")
         try:
             return cls.from_dict(values)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} lacks a field or holds a wrong one ({error}): evaluate again.") from error
 
 

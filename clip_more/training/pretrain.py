@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -24,6 +25,8 @@ from clip_more.training.vocabulary import CompactEmbedding, compact_vocabulary
 if TYPE_CHECKING:
     import datasets
     from accelerate import Accelerator
+
+    from clip_more.config import TrainConfig
 
 MAX_LOG_SCALE = math.log(100)  # CLIP's own bound
 
@@ -135,6 +138,59 @@ def pretrain(
     return records
 
 
+def pretrain_from_recipe(
+    config: TrainConfig,
+    folder: str | os.PathLike[str],
+    *,
+    objective: str = "sigmoid",
+    steps: int = 3000,
+    half: bool = False,
+) -> Path:
+    """`clip-more pretrain`: train the model of a recipe on its data, print its zero-shot mAP, and save it.
+
+    Of the recipe count data, model, templates, crop, flips, workers, seed and precision. Batch size and learning rates
+    there are meant for fine-tuning: those of `pretrain` hold here. `digits_mlt` has a split of its own for this.
+
+    Raises:
+        FileExistsError: The folder holds something; known before training.
+    """
+    from clip_more.data.digits import read_digits
+    from clip_more.data.form import keep_classes
+    from clip_more.data.load import load_data
+    from clip_more.evaluation.average_precision import average_precision
+    from clip_more.evaluation.groups import format_table, split_map
+    from clip_more.evaluation.predict import predict_logits
+    from clip_more.models.classifier import Classifier
+    from clip_more.models.clip import load_clip
+    from clip_more.models.heads import PromptHead
+    from clip_more.models.prompts import class_prompts, load_templates
+    from clip_more.training.processes import make_accelerator
+
+    _check_free(Path(folder))
+    accelerator = make_accelerator(config)
+    data = load_data(config)
+    train = keep_classes(read_digits("pretrain"), data.profile.names) if config.dataset == "digits_mlt" else data.train
+    clip = load_clip(config.model, image_size=config.image_size, seed=config.seed)
+    prompts = class_prompts(data.profile.names, load_templates(config.templates), config.class_prompts)
+    accelerator.print(f"pretraining {clip.source} on {len(train)} photos of {len(prompts)} classes, {objective} loss")
+    records = pretrain(
+        clip, train, prompts=prompts, captions=label_sentences(train), objective=objective, steps=steps,
+        min_crop=config.min_crop, flip=config.flip, workers=config.workers, seed=config.seed, accelerator=accelerator,
+    )  # fmt: skip
+    scale = float(clip.model.logit_scale.detach().exp())
+    classifier = Classifier(clip, PromptHead(clip, prompts, scale)).to(accelerator.device)
+    found = predict_logits(
+        classifier, data.test, accelerator, batch_size=config.batch_size, workers=config.workers, label="zero-shot"
+    )
+    ap = average_precision(found.targets, found.scores, found.known)
+    accelerator.print(format_table([("zero-shot", split_map(ap, data.profile))], profile=data.profile))
+    if accelerator.is_main_process:
+        save_pretrained(clip, folder, half=half, records=records)
+    accelerator.wait_for_everyone()
+    accelerator.print(f"saved in {folder}")
+    return Path(folder)
+
+
 def label_sentences(dataset: datasets.Dataset, template: str = "a photo of {}.", nothing: str = "nothing") -> list[str]:
     """A caption for each photo from its labels: `a photo of three, five and nine.`"""
     from clip_more.models.prompts import english_name
@@ -148,7 +204,14 @@ def label_sentences(dataset: datasets.Dataset, template: str = "a photo of {}.",
     return sentences
 
 
-def save_pretrained(clip: Clip, folder: str | os.PathLike[str], *, half: bool = False, tokenizer: bool = True) -> Path:
+def save_pretrained(
+    clip: Clip,
+    folder: str | os.PathLike[str],
+    *,
+    half: bool = False,
+    tokenizer: bool = True,
+    records: Sequence[dict[str, float]] = (),
+) -> Path:
     """Save `clip` in transformers' form: written aside, then renamed.
 
     Args:
@@ -156,13 +219,13 @@ def save_pretrained(clip: Clip, folder: str | os.PathLike[str], *, half: bool = 
         folder: A folder that is not there yet, or is empty.
         half: Weights in fp16.
         tokenizer: Save the tokenizer too; without it `load_clip` builds CLIP's own.
+        records: What `pretrain` returned; goes to `metrics.jsonl`.
 
     Raises:
         FileExistsError: The folder holds something.
     """
     target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} is there already; name another folder, or remove it")
+    _check_free(target)
     aside = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -174,9 +237,16 @@ def save_pretrained(clip: Clip, folder: str | os.PathLike[str], *, half: bool = 
     clip.image_processor.save_pretrained(aside)
     if tokenizer:
         clip.tokenizer.save_pretrained(aside)
+    if records:
+        (aside / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     target.parent.mkdir(parents=True, exist_ok=True)
     aside.replace(target)
     return target
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already; name another folder, or remove it")
 
 
 def _tokenized(

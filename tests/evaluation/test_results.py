@@ -88,6 +88,7 @@ def test_table_compares_with_the_first_row_and_shows_chance_plainly(results):
         "chance, 95 % quantile",
         "zero-shot",
         "merged",
+        "no AP, for want of a test positive: café",
     ]
     assert ["(" in line for line in lines[2:]] == [False, False, False, True]
 
@@ -123,7 +124,12 @@ def test_bad_files_are_named(results, tmp_path):
     path.write_text(json.dumps(values | {"format": 99}))
     with pytest.raises(ValueError, match=r"results\.json is not a results file of format 1"):
         Results.load(path)
+    del values["profile"]["counts"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"results\.json lacks a field or holds a wrong one \(class profile: counts"):
+        Results.load(path)
     del values["classes"][1]["test"]
+    values["profile"] = PROFILE.to_dict()
     path.write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"results\.json lacks a field or holds a wrong one \('test'\)"):
         Results.load(path)

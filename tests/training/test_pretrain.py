@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from clip_more.config import TrainConfig
 from clip_more.data.digits import DIGIT_CLASSES, read_digits
 from clip_more.data.form import make_dataset, multi_hot
 from clip_more.data.photos import Photos
@@ -14,7 +15,7 @@ from clip_more.evaluation.average_precision import average_precision
 from clip_more.models.clip import load_clip
 from clip_more.models.folders import DIGITS_FOLDER
 from clip_more.models.prompts import class_prompts
-from clip_more.training.pretrain import label_sentences, pretrain, save_pretrained
+from clip_more.training.pretrain import label_sentences, pretrain, pretrain_from_recipe, save_pretrained
 
 PROMPTS = class_prompts(DIGIT_CLASSES, ["a photo of the digit {}."])
 
@@ -115,6 +116,25 @@ def test_saved_in_half_precision_without_a_tokenizer_it_is_small_and_still_loads
     assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors", "preprocessor_config.json"]
     assert clip.model.logit_scale.dtype == torch.float32
     assert load_clip(str(folder)).model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("objective", ["sigmoid", "contrastive"])
+def test_the_verb_saves_a_clip_that_loads_and_prints_its_zero_shot(tmp_path, capsys, monkeypatch, objective):
+    monkeypatch.setattr("clip_more.data.digits._BALANCED_SCENES", {"pretrain": 128, "test": 40})
+    config = TrainConfig(
+        dataset="digits_mlt", method="pretrain", model="tiny", templates=["the digit {}"], flip=False, workers=0
+    )
+    folder = pretrain_from_recipe(config, tmp_path / "clip", objective=objective, steps=2, half=True)
+    assert "zero-shot" in capsys.readouterr().out
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["step"] == 2
+    assert load_clip(str(folder)).tokenize(["zero"]).shape == (1, 3)
+
+
+def test_the_verb_refuses_a_folder_in_use_before_training(tmp_path):
+    (tmp_path / "theirs.txt").write_text("x")
+    with pytest.raises(FileExistsError, match="is there already"):
+        pretrain_from_recipe(TrainConfig(dataset="digits_mlt", method="pretrain", model="nonsense"), tmp_path)
 
 
 def test_a_folder_in_use_is_not_overwritten(tmp_path):
