@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "pretrain",
         _pretrain,
         "train a small CLIP from random weights on class prompts or label sentences",
-        "clip-more pretrain recipes/digits_mlt/bce.yaml --model tiny --out runs/my_digits_clip --half",
+        "clip-more pretrain recipes/digits_mlt/pretrain.yaml --out runs/my_digits_clip",
     )
     _add_recipe(pretrain)
     group = pretrain.add_argument_group("Pretraining")
@@ -139,9 +140,13 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
 def _train(options: argparse.Namespace) -> None:
     config = load_config(options.recipe, _overrides(options))
     _quiet()
+    from clip_more.evaluation.results import Results
     from clip_more.training.loop import train
 
-    train(config)
+    folder = train(config)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"\n{Results.load(folder / 'report' / 'results.json').table()}\n")
+        print(f"merged checkpoint: {folder / 'merged'}\nreport:            {folder / 'report'}")
 
 
 def _pretrain(options: argparse.Namespace) -> None:

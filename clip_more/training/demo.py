@@ -39,4 +39,4 @@ def run_demo(output_dir: str | Path) -> None:
     print(f"\n{format_table(rows, baseline='zero-shot', profile=results.profile)}\n")
     for folder in folders:
         print(f"{folder / 'merged'}   {folder / 'report' / 'ap_by_frequency.png'}")
-    print(f"\n{time.monotonic() - start:.0f} s. One seed of a toy: which method helps is a matter of docs/evidence.")
+    print(f"\n{time.monotonic() - start:.0f} s. One seed of a toy: it shows the way, not which method is better.")

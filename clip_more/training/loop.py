@@ -31,7 +31,7 @@ from clip_more.training.checkpoint import (
 from clip_more.training.processes import make_accelerator
 from clip_more.training.report import judge_untouched, report
 from clip_more.training.run import Run
-from clip_more.training.run_folder import MetricsLog, claim
+from clip_more.training.run_folder import MetricsLog, claim, finished
 from clip_more.training.schedule import alpha, warmup_cosine
 from clip_more.training.start import TrainPhotos, head_start
 from clip_more.training.task import LongTailTask
@@ -50,15 +50,15 @@ def train(config: TrainConfig) -> Path:
         TrainingError: If the loss is no longer finite.
     """
     accelerator = make_accelerator(config)
+    if finished(config):
+        accelerator.print(f"run {config.run_folder} is finished; name another with --run NAME to train again")
+        return config.run_folder
     set_seed(config.seed)
     data = load_data(config)
     clip = load_clip(config.model, image_size=config.image_size, seed=config.seed)
     classifier = build_classifier(config, clip, data.profile)
     with accelerator.main_process_first():
         folder = claim(config, versions())
-    if (folder / "report" / "results.json").exists():
-        accelerator.print(f"{folder} is finished already; name another run with --run NAME to train again")
-        return folder
     run = Run(config, accelerator, data, classifier, folder, MetricsLog(folder, accelerator.is_main_process))
     accelerator.print(f"run {folder} | {clip.source} at {clip.image_size} px | {_describe(data)}")
 

@@ -149,13 +149,11 @@ def pretrain_from_recipe(
     """`clip-more pretrain`: train the model of a recipe on its data, print its zero-shot mAP, and save it.
 
     Of the recipe count data, model, templates, crop, flips, workers, seed and precision. Batch size and learning rates
-    there are meant for fine-tuning: those of `pretrain` hold here. `digits_mlt` has a split of its own for this.
+    there are meant for fine-tuning: those of `pretrain` hold here.
 
     Raises:
         FileExistsError: The folder holds something; known before training.
     """
-    from clip_more.data.digits import read_digits
-    from clip_more.data.form import keep_classes
     from clip_more.data.load import load_data
     from clip_more.evaluation.average_precision import average_precision
     from clip_more.evaluation.groups import format_table, split_map
@@ -169,12 +167,12 @@ def pretrain_from_recipe(
     _check_free(Path(folder))
     accelerator = make_accelerator(config)
     data = load_data(config)
-    train = keep_classes(read_digits("pretrain"), data.profile.names) if config.dataset == "digits_mlt" else data.train
     clip = load_clip(config.model, image_size=config.image_size, seed=config.seed)
     prompts = class_prompts(data.profile.names, load_templates(config.templates), config.class_prompts)
-    accelerator.print(f"pretraining {clip.source} on {len(train)} photos of {len(prompts)} classes, {objective} loss")
+    photos = f"{len(data.train)} photos of {len(prompts)} classes"
+    accelerator.print(f"pretraining {clip.source} on {photos}, {objective} loss")
     records = pretrain(
-        clip, train, prompts=prompts, captions=label_sentences(train), objective=objective, steps=steps,
+        clip, data.train, prompts=prompts, captions=label_sentences(data.train), objective=objective, steps=steps,
         min_crop=config.min_crop, flip=config.flip, workers=config.workers, seed=config.seed, accelerator=accelerator,
     )  # fmt: skip
     scale = float(clip.model.logit_scale.detach().exp())

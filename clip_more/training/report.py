@@ -51,6 +51,5 @@ def report(run: Run, before: np.ndarray) -> None:
     except ImportError as error:
         print(f"figures are left out: {error}")
     results.save(folder / "results.json")
-    print(f"\n{results.table()}\n\nmerged checkpoint: {merged}\nreport:            {folder}")
     if run.config.push_to_hub:
         print(f"uploaded to {push_folder(merged, run.config.push_to_hub)}")

@@ -36,6 +36,18 @@ def claim(config: TrainConfig, versions: dict[str, str]) -> Path:
     return folder
 
 
+def finished(config: TrainConfig) -> bool:
+    """Whether this recipe's run is done: its report comes last.
+
+    Raises:
+        ConfigError: If the folder is a run of another recipe.
+    """
+    if not (config.run_folder / "report" / "results.json").exists():
+        return False
+    _same_recipe(config.run_folder / "config.yaml", config)
+    return True
+
+
 def read_config(folder: Path) -> TrainConfig:
     """The resolved recipe of a run.
 
