@@ -3,15 +3,13 @@
 python eval/check_export.py runs/coco_mini-bce_more --photos ~/data/coco_mini/val2017
 
 "ours" are the logits of merged/ as this project reads it, less the bias, for which a plain CLIP has no field; "shared"
-is one pixel tensor of all photos, preprocessed as this project evaluates them. All on the CPU.
-Exit code: 0 all is well, 1 a check FAILED, 2 there was nothing to check.
+is one tensor of photos preprocessed as this project evaluates them. Stock libraries make no ensembles: of several
+templates, each prompt is compared by itself. CPU only. Exit code: 0 all ok, 1 a check FAILED, 2 nothing to check.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,11 +25,10 @@ from clip_more.models.multilabel import FILE, read_multilabel
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 LIMIT = 1e-5  # of cosines and probabilities; times the scale, of logits
-LINE = "{:54} {:>10} {:>8}  {}"
+LINE = "{:50} {:>10} {:>8}  {}"
 FOOTNOTE = """
-Preprocessing has no limit (pixels are in units of their std). transformers resizes tensors by torchvision, this project
-photos by Pillow: one grey level of rounding. open_clip crops by torchvision, which rounds half a pixel to even: one
-pixel beside the other two where the resized photo is 3, 7, 11, ... pixels longer than the square."""
+Preprocessing has no limit: transformers resizes tensors by torchvision, this project photos by Pillow (a grey level
+of rounding); open_clip's crop rounds half a pixel to even (a pixel off if the resized photo is 3, 7, ... too long)."""
 
 
 class Export:
@@ -45,12 +42,10 @@ class Export:
             raise FileNotFoundError(f"there is no folder {folder} with photos in it ({', '.join(SUFFIXES)})")
         self.photos = [open_photo({"path": str(path)}, path.name) for path in paths]
         self.run, self.merged, self.failed = run, run / "merged", False
-        content = read_multilabel(self.merged)
-        self.prompts = [prompt for row in content["prompts"] for prompt in row]
-        self.templates, self.scale = len(content["prompts"][0]), content["logit_scale"]
-        self.classifier, _ = load_classifier(self.merged)
-        clip = self.classifier.clip
-        if self.templates > 1:
+        self.classifier, names = load_classifier(self.merged)
+        clip, content = self.classifier.clip, read_multilabel(self.merged)
+        self.prompts, self.scale = [prompt for row in content["prompts"] for prompt in row], content["logit_scale"]
+        if len(self.prompts) > len(names):
             self.classifier.head = PromptHead(clip, [[prompt] for prompt in self.prompts], self.scale)
         transform = test_transform(clip.image_size, clip.image_mean, clip.image_std)
         self.pixels = torch.stack([transform(photo) for photo in self.photos])
@@ -61,15 +56,13 @@ class Export:
         return self.classifier(pixels) - self.classifier.head.bias
 
     def stock(self, folder: Path, tail: Path | None = None) -> Any:
-        """Stock CLIPModel's output for the shared pixels and the prompts, by `folder`'s tokenizer; with a tail, PEFT's."""
+        """What CLIPModel (by PEFT, with a tail) and the tokenizer in `folder` make of shared pixels and prompts."""
         from peft import PeftModel
         from transformers import AutoTokenizer, CLIPModel
 
         model: Any = CLIPModel.from_pretrained(folder)
-        if tail:
-            model = PeftModel.from_pretrained(model, tail).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        tokens = tokenizer(self.prompts, padding=True, truncation=True, return_tensors="pt")
+        model = PeftModel.from_pretrained(model, tail).eval() if tail else model
+        tokens = AutoTokenizer.from_pretrained(folder)(self.prompts, padding=True, truncation=True, return_tensors="pt")
         return model(**tokens, pixel_values=self.pixels)
 
     def row(self, check: str, difference: Tensor | float, limit: float | None = None, note: str = "") -> None:
@@ -80,12 +73,11 @@ class Export:
         bound = "" if limit is None else f"{limit:.2g}"
         print(LINE.format(check, f"{largest:.2g}", bound, f"{verdict}{note and ': '}{note}"), flush=True)
 
-    def own_pixels(self, library: str, pixels: Tensor) -> None:
-        """Report how far a library's own preprocessing leads from the shared pixels."""
-        difference = pixels - self.pixels
-        unlike = int((difference.abs().flatten(1).amax(dim=1) > 1e-6).sum())
-        self.row(f"pixels by {library} v shared", difference, note=f"on {unlike} of {len(pixels)} photos")
-        self.row(f"logits: ours on pixels by {library} v on shared", self.logits(pixels) - self.ours)
+    def preprocessing(self, library: str, pixels: Tensor) -> None:
+        """Report how far a library's own preprocessing leads from the shared pixels, and ours with it."""
+        unlike = int(((pixels - self.pixels).abs().amax(dim=(1, 2, 3)) > 1e-6).sum())
+        self.row(f"pixels: {library} v shared", pixels - self.pixels, note=f"on {unlike} of {len(pixels)} photos")
+        self.row(f"logits: ours on pixels of {library} v on shared", self.logits(pixels) - self.ours)
 
 
 def keys_and_shapes(export: Export) -> None:
@@ -95,13 +87,12 @@ def keys_and_shapes(export: Export) -> None:
 
     merged = load_file(export.merged / "model.safetensors")
     with torch.device("meta"):
-        others = {"the plain CLIP": CLIPModel(CLIPConfig.from_pretrained(export.merged)).state_dict()}
+        others = {"plain CLIP": CLIPModel(CLIPConfig.from_pretrained(export.merged)).state_dict()}
     if (export.run / "general").is_dir():
         others["general"] = load_file(export.run / "general" / "model.safetensors")
     for name, other in others.items():
         pairs = {(key, weight.shape) for key, weight in merged.items()} ^ {(k, w.shape) for k, w in other.items()}
-        keys = sorted({key for key, _ in pairs})
-        export.row(f"keys and shapes: merged v {name}", len(keys), 0, keys[0] if keys else f"all {len(other)}")
+        export.row(f"keys and shapes: merged v {name}", len(pairs), 0, min(pairs)[0] if pairs else f"all {len(other)}")
 
 
 def both_libraries(export: Export) -> None:
@@ -109,7 +100,7 @@ def both_libraries(export: Export) -> None:
     stock = export.stock(export.merged)
     export.row("logits: transformers v ours", stock.logits_per_image - export.ours, LIMIT * export.scale)
     if not (export.merged / "open_clip_config.json").is_file():
-        print(LINE.format("open_clip", "", "", "skipped: it cannot express this model, merged has no files for it"))
+        print("open_clip: skipped, merged/ has no files for it (export leaves them out where it cannot run the model)")
         return
     import open_clip
 
@@ -119,7 +110,7 @@ def both_libraries(export: Export) -> None:
     cosines = images @ model.encode_text(open_clip.get_tokenizer(source)(export.prompts), normalize=True).T
     export.row("cosines: open_clip v transformers", cosines - stock.image_embeds @ stock.text_embeds.T, LIMIT)
     export.row("logits: open_clip v ours", model.logit_scale.exp() * cosines - export.ours, LIMIT * export.scale)
-    export.own_pixels("open_clip", torch.stack([transform(photo) for photo in export.photos]))
+    export.preprocessing("open_clip", torch.stack([transform(photo) for photo in export.photos]))
 
 
 def zero_shot_pipeline(export: Export) -> None:
@@ -131,23 +122,21 @@ def zero_shot_pipeline(export: Export) -> None:
     answers = pipe(export.photos, candidate_labels=export.prompts, hypothesis_template="{}")
     found = [{answer["label"]: answer["score"] for answer in photo} for photo in answers]
     scores = torch.tensor([[photo[prompt] for prompt in export.prompts] for photo in found])
-    difference, note = scores - export.logits(pixels).softmax(dim=-1), f"scores up to {scores.max():.2g}"
-    export.row("softmax: pipeline v ours on pixels by transformers", difference, LIMIT, note)
-    export.own_pixels("transformers", pixels)
+    export.row("softmax: pipeline v ours, on the pipeline's pixels", scores - export.logits(pixels).softmax(1), LIMIT)
+    export.preprocessing("transformers", pixels)
 
 
 def general_and_tail(export: Export) -> None:
     """Compare general in transformers with tail by PEFT."""
-    check, tail = "logits: general + tail by PEFT v ours", export.run / "tail"
-    if not tail.is_dir():
-        print(LINE.format(check, "", "", "skipped: this run has no tail/"))
+    if not (export.run / "tail").is_dir():
+        print("general + tail by PEFT: skipped, this run has no tail/")
         return
-    theirs = export.stock(export.run / "general", tail).logits_per_image
-    export.row(check, theirs - export.ours, LIMIT * export.scale)
+    logits = export.stock(export.run / "general", export.run / "tail").logits_per_image
+    export.row("logits: general + tail by PEFT v ours", logits - export.ours, LIMIT * export.scale)
 
 
 @torch.no_grad()
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Print the table row by row; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run: merged/, and general/ and tail/ with a tail")
@@ -156,27 +145,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.count < 1:
         parser.error(f"--count is {options.count}; it takes at least one photo")
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
     try:
         export = Export(options.run, options.photos, options.count)
     except (ValueError, OSError) as error:
         parser.exit(2, f"check_export: {error}\n")
-    packages = ("torch", "transformers", "open_clip_torch", "peft")
-    print(", ".join(f"{package} {metadata.version(package)}" for package in packages))
-    print(f"{len(export.photos)} photos, {len(export.prompts)} prompts, scale {export.scale:.4g}; ours from ")
-    if export.templates > 1:
-        print(f"Stock libraries make no ensembles: each of {export.templates} prompts a class is compared by itself.\n")
+    print(*(f"{name} {metadata.version(name)}" for name in ("transformers", "open_clip_torch", "peft")), sep=", ")
+    header = "{} photos, {} prompts, scale {:.4g}; logits vary by {:.2g} (std) between photos\n"
+    print(header.format(*export.ours.shape, export.scale, export.ours.std(dim=0, correction=0).mean()))
     print(LINE.format("check", "difference", "limit", "").rstrip())
     for check in (keys_and_shapes, both_libraries, zero_shot_pipeline, general_and_tail):
         try:
             check(export)
         except Exception as error:  # whatever a stock library raises, it did not take the export
-            export.row(check.__name__.replace("_", " "), float("nan"), 0, f"{type(error).__name__}: {error}")
+            export.row(check.__name__, float("nan"), 0, " ".join(f"{type(error).__name__}: {error}".split())[:200])
     print(FOOTNOTE)
     return int(export.failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

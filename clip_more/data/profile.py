@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clip_more.data.form import class_names, label_pairs
+from clip_more.files import written_aside
 
 if TYPE_CHECKING:
     import datasets
@@ -124,11 +125,9 @@ class ClassProfile:
         return profile
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the profile as JSON, aside first, so that no reader ever sees half of it."""
-        path = Path(path)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        """Write the profile as JSON, complete or not at all."""
+        with written_aside(path) as aside:
+            aside.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ClassProfile:

@@ -13,7 +13,7 @@ import numpy as np
 from clip_more.data.profile import ClassProfile
 from clip_more.evaluation.class_labels import name_classes
 from clip_more.evaluation.groups import COLUMNS, GROUPS, split_map
-from clip_more.evaluation.results import written_aside
+from clip_more.files import written_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from clip_more.data.profile import ClassProfile
 from clip_more.evaluation.average_precision import average_precision, check_targets
 from clip_more.evaluation.groups import Row, format_table, split_map
+from clip_more.files import written_aside
 
 FORMAT = 1
 PACKAGES = ("clip_more", "torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy")
@@ -194,16 +194,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-@contextmanager
-def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; renamed on success, removed on failure. Keeps the suffix."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from clip_more.files import filled_aside
 from clip_more.models.clip import Clip
 from clip_more.models.convert import hf_to_open_clip, open_clip_config
 from clip_more.models.multilabel import FILE as MULTILABEL_FILE
@@ -190,26 +191,11 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def _replaced(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty sibling folder to fill; it takes the place of `folder` at the end, or disappears on an error."""
+    """`filled_aside`, for a folder that is free or holds an earlier export."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; an export needs a folder")
     if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in _OURS):
         raise ValueError(f"{folder} is not empty and holds no earlier export; choose another folder or empty it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
+    with filled_aside(folder) as aside:
         yield aside
-        if folder.exists():
-            folder.rename(old)
-        try:
-            aside.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

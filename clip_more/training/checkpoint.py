@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from clip_more.files import written_aside
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -94,11 +96,9 @@ def load_checkpoint(
 
 
 def save_weights(task: nn.Module, path: Path) -> None:
-    """Write the task's weights: aside, then renamed."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    save_file(_tensors(task), aside)
-    aside.replace(path)
+    """Write the task's weights, complete or not at all."""
+    with written_aside(path) as aside:
+        save_file(_tensors(task), aside)
 
 
 def load_weights(task: nn.Module, path: Path) -> None:

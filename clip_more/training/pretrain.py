@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clip_more.data.form import class_names, multi_hot
 from clip_more.data.photos import Photos
 from clip_more.data.transforms import train_transform
+from clip_more.files import filled_aside
 from clip_more.models.clip import Clip
 from clip_more.training.pretrain_task import OBJECTIVES, PretrainTask
 from clip_more.training.schedule import warmup_cosine
@@ -224,21 +225,18 @@ def save_pretrained(
     """
     target = Path(folder)
     _check_free(target)
-    aside = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     dtype = torch.float16 if half else torch.float32
     weights = {name: tensor.detach().cpu().to(dtype) for name, tensor in clip.model.state_dict().items()}
-    clip.model.save_pretrained(aside, state_dict={name: tensor.contiguous() for name, tensor in weights.items()})
-    for path in aside.glob("*.safetensors"):
-        shutil.copymode(aside / "config.json", path)  # transformers leaves weights readable by their owner alone
-    clip.image_processor.save_pretrained(aside)
-    if tokenizer:
-        clip.tokenizer.save_pretrained(aside)
-    if records:
-        (aside / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside.replace(target)
+    with filled_aside(target) as aside:
+        clip.model.save_pretrained(aside, state_dict={name: tensor.contiguous() for name, tensor in weights.items()})
+        for path in aside.glob("*.safetensors"):
+            shutil.copymode(aside / "config.json", path)  # transformers leaves weights readable by their owner alone
+        clip.image_processor.save_pretrained(aside)
+        if tokenizer:
+            clip.tokenizer.save_pretrained(aside)
+        if records:
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            (aside / "metrics.jsonl").write_text(lines, encoding="utf-8")
     return target
 
 

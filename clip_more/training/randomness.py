@@ -19,17 +19,27 @@ class RandomState:
         self.cpu = torch.get_rng_state()
         self.accelerator: Tensor | None = None
         if device.type != "cpu":
-            self.accelerator = torch.get_device_module(device).get_rng_state(device)
+            self.accelerator = torch.get_device_module(device).get_rng_state(*self._which)
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """Draw from the remembered state inside; outside, go on as if nothing had been drawn."""
-        devices = [] if self.accelerator is None else [self.device]
-        with torch.random.fork_rng(devices=devices, device_type="cuda" if not devices else self.device.type):
-            torch.set_rng_state(self.cpu)
-            if self.accelerator is not None:
-                torch.get_device_module(self.device).set_rng_state(self.accelerator, self.device)
+        now = RandomState(self.device)
+        self._restore()
+        try:
             yield
+        finally:
+            now._restore()
+
+    def _restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.accelerator is not None:
+            torch.get_device_module(self.device).set_rng_state(self.accelerator, *self._which)
+
+    @property
+    def _which(self) -> tuple[torch.device, ...]:
+        """The device argument of its own generator; Apple's module has one device and takes none."""
+        return () if self.device.type == "mps" else (self.device,)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from clip_more.config import ConfigError, TrainConfig
+from clip_more.files import written_aside
 
 # Keys that may change between two starts of a run without making it another run.
 _FREE = {"output_dir", "run", "workers", "log_every", "trackers", "push_to_hub", "checkpoint_every"}
@@ -30,9 +31,8 @@ def claim(config: TrainConfig, versions: dict[str, str]) -> Path:
         raise ConfigError(f"{folder} is not empty and holds no run; name another with --run NAME")
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump({"config": config.to_dict(), "versions": versions}, sort_keys=False, allow_unicode=True)
-    aside = folder / ".config.yaml.tmp"
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(recipe)
+    with written_aside(recipe) as aside:
+        aside.write_text(text, encoding="utf-8")
     return folder
 
 
