@@ -109,15 +109,20 @@ def plot_training(metrics: str | os.PathLike[str], path: str | os.PathLike[str])
         raise ValueError(f"{metrics} holds no 'train' or 'eval' event yet, so there is nothing to draw.")
     rows = [train[step] for step in sorted(train)]
     wide = any(row.get("discrepancy") is not None for row in rows)
-    figure = _figure((13.5, 6.6) if wide else (10, 6.6))
-    grid = figure.add_gridspec(2, 3 if wide else 2, left=0.06, bottom=0.085, right=0.985, top=0.925, hspace=0.28)
-    panels = {"Loss": grid[0, 0], "Learning rate": grid[1, 0], "mAP x 100": grid[:, -1]}
+    columns = 1 + wide + bool(evals)
+    figure = _figure((1 + 4.2 * columns, 6.6))
+    left = 0.8 / (1 + 4.2 * columns)
+    grid = figure.add_gridspec(2, columns, left=left, bottom=0.085, right=0.985, top=0.925, hspace=0.28)
+    panels = {"Loss": grid[0, 0], "Learning rate": grid[1, 0]}
+    if evals:
+        panels["mAP x 100"] = grid[:, -1]
     if wide:
         panels |= {"Discrepancy": grid[0, 1], "Discrepancy weight alpha": grid[1, 1]}
     axes = {name: figure.add_subplot(place) for name, place in panels.items()}
     _course(axes["Loss"], rows, "loss", INK, smooth=True)
     _course(axes["Learning rate"], rows, "lr", RISE)
-    _maps_over_steps(axes["mAP x 100"], list(evals.values()))
+    if evals:
+        _maps_over_steps(axes["mAP x 100"], list(evals.values()))
     if wide:
         _course(axes["Loss"], rows, "base", RISE, smooth=True)
         _course(axes["Discrepancy"], rows, "discrepancy", FALL, smooth=True)
@@ -129,7 +134,7 @@ def plot_training(metrics: str | os.PathLike[str], path: str | os.PathLike[str])
         ax.set_xlim(-0.02 * last, 1.02 * last)
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         _plain(ax)
-        if name != "mAP x 100" and ax.get_ylim()[0] > 0:
+        if name not in ("Loss", "mAP x 100") and ax.get_ylim()[0] > 0:
             ax.set_ylim(bottom=0)  # a constant fills the axis with nothing otherwise
         if name not in ("Loss", "Discrepancy"):
             ax.set_xlabel("optimiser step", color=INK)

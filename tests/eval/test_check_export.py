@@ -120,15 +120,8 @@ def test_weight_that_is_another_for_open_clip_fails_its_rows(check, run, photos)
     edit_weights(
         run / "merged" / "open_clip_model.safetensors", **{"visual.conv1.weight": lambda weight: 1.01 * weight}
     )
-    code, verdicts, _ = check(run, photos)
-    assert failures(verdicts) == {"cosines: open_clip v transformers", "logits: open_clip v ours"}
-    assert code == 1
-
-
-def test_scale_that_is_another_for_open_clip_fails_its_logits(check, run, photos):
-    edit_weights(run / "merged" / "open_clip_model.safetensors", logit_scale=lambda scale: scale + 0.001)
     code, verdicts, _ = check(run, photos, only=["both_libraries"])
-    assert failures(verdicts) == {"logits: open_clip v ours"}
+    assert failures(verdicts) == {"cosines: open_clip v transformers", "logits: open_clip v ours"}
     assert code == 1
 
 
@@ -159,7 +152,6 @@ def test_key_that_a_plain_clip_has_not_fails_and_is_named(check, run, photos):
 
 def test_what_a_library_cannot_load_fails_in_its_own_words_and_the_others_go_on(check, run, photos):
     shutil.rmtree(run / "general")
-    (run / "tail" / "adapter_config.json").rename(run / "tail" / "config.json")
     (run / "merged" / "open_clip_model.safetensors").write_bytes(b"x")
     code, verdicts, output = check(run, photos, only=["both_libraries", "general_and_tail"])
     assert failures(verdicts) == {"both_libraries", "general_and_tail"}
@@ -167,19 +159,9 @@ def test_what_a_library_cannot_load_fails_in_its_own_words_and_the_others_go_on(
     assert code == 1
 
 
-def test_difference_that_is_not_a_number_fails(check, run, photos):
-    edit_weights(
-        run / "tail" / "adapter_model.safetensors",
-        **dict.fromkeys(load_file(run / "tail" / "adapter_model.safetensors"), lambda weight: weight * math.nan),
-    )
-    code, verdicts, _ = check(run, photos, only=["general_and_tail"])
-    assert verdicts == {"logits: general + tail by PEFT v ours": "FAILED"}
-    assert code == 1
-
-
 def test_templates_of_an_ensemble_are_compared_one_by_one(check, photos, tmp_path):
-    code, verdicts, output = check(export(tmp_path / "run", templates="ensemble"), photos, only=CHECKS[1:3])
-    assert set(verdicts.values()) == {"ok"}
+    code, verdicts, output = check(export(tmp_path / "run", templates="ensemble"), photos, only=["zero_shot_pipeline"])
+    assert verdicts == {"softmax: pipeline v ours, on the pipeline's pixels": "ok"}
     assert "3 photos, 21 prompts" in output
     assert code == 0
 
@@ -188,8 +170,8 @@ def test_what_an_export_lacks_is_skipped_with_a_line(check, photos, tmp_path):
     run = export(tmp_path / "run", tail=False)
     for path in (run / "merged").glob("open_clip*"):
         path.unlink()
-    code, verdicts, output = check(run, photos)
-    assert verdicts.keys() == {check for check in LIMITED if not re.search("open_clip|general", check)}
+    code, verdicts, output = check(run, photos, only=["keys_and_shapes", "both_libraries", "general_and_tail"])
+    assert verdicts == {"keys and shapes: merged v plain CLIP": "ok", "logits: transformers v ours": "ok"}
     assert "open_clip: skipped, merged/ has no files for it" in output
     assert "general + tail by PEFT: skipped, this run has no tail/" in output
     assert code == 0
