@@ -25,7 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run_verb(options)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        again = (
+            "; the same command goes on from the last checkpoint, if there is one" if options.verb == "train" else ""
+        )
+        print(f"\nstopped{again}", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
         if options.traceback:
@@ -119,7 +122,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     """The recipe file and one `--key` for every field of TrainConfig, in its sections."""
     before = " ".join(action.dest.upper() for action in parser._actions if not action.option_strings)
     parser.usage = f"{parser.prog} {before + ' ' if before else ''}RECIPE.yaml [--key value ...]"
-    parser.add_argument("recipe", nargs="?", help="YAML recipe; keys given as --key value go before it")
+    parser.add_argument("recipe", nargs="?", help="YAML recipe; every --key value below overrides it")
     for section in SECTIONS:
         group = parser.add_argument_group((section.__doc__ or "").rstrip("."))
         for field in fields(section):
@@ -192,7 +195,7 @@ def _of_checkpoint(options: argparse.Namespace, side_by_side: bool) -> tuple[Tra
     if recipe.is_file():
         if options.recipe:
             raise ValueError(f"{folder} is a run and has its own recipe; leave {options.recipe} out")
-        values = read_config(folder).to_dict() | _overrides(options)
+        values = read_config(folder).to_dict() | {"processes": None, "trackers": []} | _overrides(options)
         return from_dict(values, origin=str(recipe)), folder if side_by_side else folder / "merged"
     if side_by_side or not options.recipe:
         raise ValueError(f"{folder} is no run (it has no config.yaml)" + ("" if side_by_side else "; add a recipe"))

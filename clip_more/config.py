@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,9 @@ class DataConfig:
     train_list: str | None = _key(None, "lists: file of `path index index ...` lines, below data_root.")
     test_list: str | None = _key(None, "lists: the same for evaluation.")
     class_file: str | None = _key(None, "lists: file of `name index` or bare name lines, below data_root.")
-    classes: list[str] | str | None = _key(None, "Keep only these classes (names, or a file of names below data_root).")
+    classes: list[str] | str | None = _key(
+        None, "Keep only these classes: a list of names, or a file of bare names below data_root."
+    )
     head_min: int = _key(100, "Head classes have at least this many train positives.")
     tail_max: int = _key(20, "Tail classes have fewer train positives than this.")
     val_fraction: float = _key(0.0, "Share of train held out for selection, stratified by label.")
@@ -80,7 +83,8 @@ class MethodConfig:
 
     tuning: str = _key(
         "more",
-        "more: all weights and the tail; full: all weights; lora: stock PEFT LoRA, base frozen; head: towers frozen.",
+        "more: all weights and the tail; full: all weights; lora: stock PEFT LoRA, base frozen; head: the vision "
+        "projection, scale and biases.",
         choices=("full", "more", "lora", "head"),
     )
     loss: str = _key("bce", "Base loss.", choices=("bce", "asl"))
@@ -209,6 +213,9 @@ def _check_data(config: TrainConfig) -> None:
         raise ConfigError(f"data_root is not set; say where the {config.dataset} folder is with --data_root")
     if config.dataset == "lists" and not (config.train_list and config.test_list and config.class_file):
         raise ConfigError("dataset lists needs train_list, test_list and class_file")
+    for key in ("classes", "templates", "tail_targets"):
+        if getattr(config, key) == []:
+            raise ConfigError(f"{key} is an empty list; leave it out, or name some")
     if config.tail_max > config.head_min:
         raise ConfigError(f"tail_max ({config.tail_max}) is above head_min ({config.head_min})")
     held_out = config.val_fraction > 0 and not config.refit
@@ -241,6 +248,7 @@ def _check_numbers(config: TrainConfig) -> None:
         "min_crop": ("in (0, 1]", lambda v: 0 < v <= 1),
         "epochs": ("above 0", lambda v: v > 0),
         "imbalance": ("1 or more", lambda v: v >= 1),
+        "asl_margin": ("in [0, 1)", lambda v: 0 <= v < 1),
     }
     bounds |= dict.fromkeys(
         ("batch_size", "accumulation", "log_every", "max_steps", "image_size", "processes"),
@@ -248,9 +256,12 @@ def _check_numbers(config: TrainConfig) -> None:
     )
     bounds |= dict.fromkeys(
         ("lr", "lr_tail", "lr_head", "weight_decay", "weight_decay_tail", "clip_norm", "amplitude", "eval_every",
-         "checkpoint_every", "workers"),
+         "checkpoint_every", "workers", "seed", "tail_max", "head_min", "asl_gamma_positive", "asl_gamma_negative"),
         ("0 or more", lambda v: v >= 0),
     )  # fmt: skip
+    for name, number in config.to_dict().items():
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ConfigError(f"{name} is {number}; it must be finite")
     for name, (text, holds) in bounds.items():
         value = getattr(config, name)
         if value is not None and not holds(value):

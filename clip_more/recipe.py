@@ -72,7 +72,7 @@ def parse_value(name: str, text: str) -> Any:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
-        if isinstance(value, list | dict):
+        if any(isinstance(value, typing.get_origin(kind) or kind) for kind in kinds if kind is not str):
             return value
         if str not in kinds:
             return [part.strip() for part in text.split(",") if part.strip()]

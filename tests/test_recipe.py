@@ -32,6 +32,11 @@ def test_numbers_given_as_whole_are_taken_for_rates(tmp_path):
         ("batch_size: 2.5", "batch_size is 2.5, but it must be a whole number"),
         ("classes: [1, 2]", "classes is .* but it must be a list of text"),
         ("rho: 1.5", r"rho is 1.5; it must be in \(0, 1\]"),
+        ("asl_margin: 1.0", r"asl_margin is 1.0; it must be in \[0, 1\)"),
+        ("asl_gamma_negative: -1", "asl_gamma_negative is -1.0; it must be 0 or more"),
+        ("seed: -1", "seed is -1; it must be 0 or more"),
+        ("epochs: .inf", "epochs is inf; it must be finite"),
+        ("classes: []", "classes is an empty list"),
         ("keep: best", "keep: best evaluates on a held-out part of train; set val_fraction"),
         ("text_tower: freeze", "set tail_towers: vision"),
         ("tail_max: 200", r"tail_max \(200\) is above head_min \(100\)"),
@@ -68,6 +73,7 @@ def test_absent_recipe_is_named(tmp_path):
         ("tail_targets", "fc1, fc2", ["fc1", "fc2"]),
         ("class_prompts", "{dog: hound}", {"dog": "hound"}),
         ("batch_size", "many", "many"),
+        ("templates", "{}", "{}"),
     ],
 )
 def test_command_line_values_are_read_by_the_type_of_their_key(name, text, value):

@@ -62,6 +62,7 @@ class MoreConfig:
                 belongs to `nn.MultiheadAttention` (which reads the weight past the layer, so a tail would do nothing).
         """
         fused = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+        places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
         layers: dict[str, nn.Module] = {}
         for name, module in model.named_modules():
             if self.target_modules == "all":
@@ -75,6 +76,10 @@ class MoreConfig:
                     f"{name} belongs to an nn.MultiheadAttention, which never calls it as a layer: a tail there would "
                     "have no effect. Use separate q, k, v and out projections (an open_clip ViT: load it with "
                     "clip_more.load_clip), or leave it out of target_modules"
+                )
+            if places[id(module)] > 1:
+                raise ValueError(
+                    f"{name} is used at several places of the model; a tail would reach only one. Leave it out"
                 )
             _check_layer(name, module)
             layers[name] = module

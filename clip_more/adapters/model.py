@@ -156,8 +156,9 @@ def _plain_copy(model: nn.Module, merged: bool) -> nn.Module:
         base = layer.get_base_layer()
         if merged:
             delta = layer.tail_weight() if isinstance(layer, TailLayer) else layer.get_delta_weight(_ADAPTER)
-            with no_grad():
-                base.weight.add_(delta.to(base.weight.dtype))
+            with no_grad():  # a new parameter: another layer may share the old one
+                merged_weight = base.weight + delta.to(base.weight.dtype)
+            base.weight = nn.Parameter(merged_weight, requires_grad=base.weight.requires_grad)
         plain.set_submodule(name, base)
     for module in plain.modules():
         if "peft_config" in vars(module):

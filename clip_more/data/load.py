@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_more.config import ConfigError
-from clip_more.data.form import keep_classes, multi_hot
+from clip_more.data.form import class_names, keep_classes, multi_hot
 from clip_more.data.lists import read_classes, read_list
 from clip_more.data.profile import ClassProfile
 from clip_more.data.split import stratified_split
@@ -51,6 +51,10 @@ def load_data(config: TrainConfig) -> LongTailData:
     kept = _kept_classes(config)
     if kept is not None:
         train, test = keep_classes(train, kept), keep_classes(test, kept)
+    if (ours := class_names(train)) != (theirs := class_names(test)):
+        differing = sorted(set(ours) ^ set(theirs))
+        what = f"{', '.join(differing[:5])} in one of them only" if differing else "the same names in another order"
+        raise ValueError(f"train has {len(ours)} classes and test {len(theirs)}: {what}; both need one class list")
     profile = ClassProfile.from_dataset(train, config.head_min, config.tail_max)
     profile.check_positives()
     if config.refit or config.val_fraction == 0:

@@ -15,6 +15,7 @@ from clip_more.evaluation.results import Protocol, Results, identify
 from clip_more.models.classifier import Classifier, load_classifier
 from clip_more.models.clip import load_clip
 from clip_more.models.heads import PromptHead
+from clip_more.models.multilabel import read_multilabel
 from clip_more.models.prompts import class_prompts, load_templates
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ def judge_checkpoint(
     """
     classifier, names = load_classifier(folder)
     _same_classes(names, data, folder)
+    trained_from = read_multilabel(folder).get("trained_from") or "unknown"
     predictions = _logits(classifier, config, data, accelerator, "evaluating")
-    results = results_of(config, data, predictions, {Path(folder).name: predictions.scores})
+    results = results_of(config, data, predictions, {Path(folder).name: predictions.scores}, trained_from)
     results.chance = chance_map(predictions.targets, data.profile, known=predictions.known)
     results.checkpoint = identify(folder)
     return results, predictions
@@ -66,27 +68,33 @@ def judge_run(folder: str | Path, config: TrainConfig, data: LongTailData, accel
     if (folder / "general").is_dir():
         sources["general"] = str(folder / "general")
     scores: dict[str, np.ndarray] = {}
+    start = ""
     for row, source in sources.items():
         clip = load_clip(source, image_size=config.image_size, seed=config.seed)
+        start = start or clip.source
         # Scale and biases shift and stretch a class's logits alike for every photo: its AP does not see them.
         classifier = Classifier(clip, PromptHead(clip, prompts, scale=100.0)).eval()
         scores[row] = _logits(classifier, config, data, accelerator, row).scores
     predictions = _logits(merged, config, data, accelerator, "merged")
     scores["merged"] = predictions.scores
-    results = results_of(config, data, predictions, scores)
+    results = results_of(config, data, predictions, scores, start)
     results.chance = chance_map(predictions.targets, data.profile, known=predictions.known)
     results.checkpoint = identify(folder / "merged")
     return results
 
 
 def results_of(
-    config: TrainConfig, data: LongTailData, predictions: Predictions, scores: dict[str, np.ndarray]
+    config: TrainConfig, data: LongTailData, predictions: Predictions, scores: dict[str, np.ndarray], start: str
 ) -> Results:
-    """Results on the test photos of a recipe, with the protocol it declares; one row a model in `scores`."""
+    """Results on the test photos of a recipe, with the protocol it declares; one row a model in `scores`.
+
+    `start` says what the row `zero-shot`, or the fine-tuning, started from: random weights are named as such.
+    """
     evaluated: dict[str, Any] = {
         "dataset": config.dataset_name or config.dataset,
         "split": config.test_list or config.test_split,
         "images": len(data.test),
+        "start": start,
     }
     return Results.from_scores(
         predictions.targets,

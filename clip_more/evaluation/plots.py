@@ -94,8 +94,8 @@ def plot_ap_by_frequency(
 def plot_training(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """Draw loss parts, alpha, learning rate and mAP by group over the steps of a ``metrics.jsonl``, to a PNG.
 
-    A step that stands twice (a run resumed from an earlier checkpoint) counts as last written; a last line that was
-    cut in the middle is left out.
+    A step that stands twice (a run resumed from an earlier checkpoint) counts as last written; lines that were cut in
+    the middle are left out.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -142,7 +142,7 @@ def plot_training(metrics: str | os.PathLike[str], path: str | os.PathLike[str])
 
 
 def read_events(metrics: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The events of a ``metrics.jsonl``, without a last line that was cut in the middle."""
+    """The events of a ``metrics.jsonl``, without lines that were cut in the middle."""
     file = Path(metrics)
     if not file.is_file():
         raise FileNotFoundError(f"There is no metrics file at {file}.")
@@ -154,8 +154,8 @@ def read_events(metrics: str | os.PathLike[str]) -> list[dict[str, Any]]:
         try:
             event = json.loads(line)
         except ValueError as error:
-            if number == len(lines):
-                break
+            if not line.endswith("}"):  # cut by a kill
+                continue
             raise ValueError(f"{file}, line {number} is not JSON: {error}.") from error
         if not isinstance(event, dict):
             raise ValueError(f"{file}, line {number} is not a JSON object.")

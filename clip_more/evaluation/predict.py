@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +57,7 @@ def predict_logits(
         workers: Processes that decode photos.
         label: Of the progress bar.
     """
-    head = classifier.head
-    with torch.no_grad(), head.text_once(classifier.clip):
+    with torch.no_grad(), _evaluating(classifier), classifier.head.text_once(classifier.clip):
         return _run(classifier, classifier.clip, dataset, accelerator, batch_size, workers, label)
 
 
@@ -64,7 +65,7 @@ def image_features(
     clip: Clip, dataset: datasets.Dataset, accelerator: Accelerator, *, batch_size: int, workers: int, label: str
 ) -> Predictions:
     """Features (N, D) of every photo, as float32."""
-    with torch.no_grad():
+    with torch.no_grad(), _evaluating(clip):
         return _run(_ImageTower(clip), clip, dataset, accelerator, batch_size, workers, label)
 
 
@@ -75,6 +76,17 @@ class _ImageTower(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.clip.encode_image(pixel_values)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside (no dropout, in the text tower neither), the module's own mode again outside."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
 
 
 def _run(
@@ -90,14 +102,11 @@ def _run(
     # A generator of its own: workers draw their seeds from it, not from the one that dropout uses.
     loader: Any = DataLoader(photos, batch_size=batch_size, num_workers=workers, generator=torch.Generator())
     loader = accelerator.prepare_data_loader(loader)
-    was_training = module.training
-    module.eval()
     parts = []
     for batch in tqdm(loader, desc=label, unit="batch", leave=False, disable=not accelerator.is_main_process):
         with accelerator.autocast():
             scores = module(batch["pixel_values"])
         gathered = accelerator.gather_for_metrics((scores.float(), batch["targets"], batch["known"]))
         parts.append([tensor.cpu().numpy() for tensor in gathered])
-    module.train(was_training)
     scores, targets, known = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Predictions(scores, targets.astype(bool), known)

@@ -25,14 +25,14 @@ PACKAGES = ("clip_more", "torch", "transformers", "peft", "accelerate", "scikit-
 
 @dataclass(frozen=True)
 class Protocol:
-    """How AP was taken. The groups' bounds stand in the class profile and are written beside these fields.
+    """How AP was taken; written beside every result. The groups' bounds stand in the class profile.
 
     Attributes:
-        score: What was ranked: ``logit`` (``sigmoid`` makes ties, ``softmax`` over classes re-orders images).
-        ap: ``step``, scikit-learn's definition.
-        difficult: Objects marked difficult count as ``positive``, ``negative`` or ``ignore``.
-        unlabelled: Images without a label: ``keep`` or ``drop``.
-        geometry: How a photo becomes square at test: ``crop``, ``squash`` or ``pad``.
+        score: What was ranked: fp32 logits. (Sigmoids would make ties, a softmax over classes re-orders photos.)
+        ap: `step`, scikit-learn's definition.
+        difficult: VOC objects marked difficult count as `positive`, `negative` or `ignore`.
+        unlabelled: Photos without a label are kept.
+        geometry: Photos are resized and centre-cropped, as CLIP's are.
     """
 
     score: str = "logit"
@@ -95,7 +95,11 @@ class Results:
             rows = [("chance, mean", self.chance["mean"]), ("chance, 95 % quantile", self.chance["q95"]), *rows]
         text = format_table(rows, baseline=next(iter(self.ap), None), profile=self.profile)
         without = [n for n, count in zip(self.profile.names, self.test_positives, strict=True) if count == 0]
-        return f"{text}\nno AP, for want of a test positive: {', '.join(without)}" if without else text
+        if without:
+            text += f"\nno AP, for want of a test positive: {', '.join(without)}"
+        if self.evaluated.get("start"):
+            text += f"\nstarted from: {self.evaluated['start']}"
+        return text
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; ``None`` where there is no AP."""

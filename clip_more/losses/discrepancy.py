@@ -10,7 +10,7 @@ _CHOICES = {
     "weighting": ("label", "sample"),
     "sample_reduce": ("min", "mean", "max"),
     "distance": ("l2", "kl"),
-    "gradient": ("both", "tail", "stop_full", "stop_general"),
+    "gradient": ("both", "stop_full", "stop_general"),
 }
 
 
@@ -35,8 +35,7 @@ class DiscrepancyLoss(nn.Module):
         scale_free: Divide both logits by the standard deviation of the full ones (no gradient through it), so that
             CLIP's logit scale does not set the strength.
         centred: Subtract Delta's mean over the classes of an image first: class prompts share a large direction.
-        gradient: `both` passes (the plain reading); `stop_full` or `stop_general` cut the gradient of one pass;
-            `tail` is done by the caller, who hands in logits whose general weights are detached.
+        gradient: `both` passes (the plain reading); `stop_full` or `stop_general` cut the gradient of one pass.
 
     Raises:
         ValueError: On an unknown choice, a class without a positive, or centred together with kl.
@@ -100,7 +99,7 @@ class DiscrepancyLoss(nn.Module):
             general = general.detach()
         if self.scale_free:
             entries = full.detach() if known is None else full.detach()[known]
-            scale = entries.std(correction=0).clamp_min(1e-12)
+            scale = entries.std(correction=0).clamp_min(1e-12) if entries.numel() else 1.0
             full, general = full / scale, general / scale
         distance = self._distance(full, general, known)
         prior = self.prior.to(distance.dtype)

@@ -68,7 +68,7 @@ def class_prompts(
     english = english or {}
     unknown = sorted(set(english) - set(names))
     if unknown:
-        raise ValueError(f"english names the class {unknown[0]!r}, which is not among the {len(names)} classes")
+        raise ValueError(f"class_prompts names the class {unknown[0]!r}, which is not among the {len(names)} classes")
     templates = _checked(list(templates), "templates")
     spelled = [english.get(name) or english_name(name) for name in names]
     return [[template.replace("{}", name) for template in templates] for name in spelled]

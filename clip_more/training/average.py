@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class RunningAverage:
     """Exponential moving average of a module's trainable parameters.
 
-    The decay rises from 0.1 to its full value over the first steps, so that a short run is not an average of its
+    The decay of update t is at most (1 + t) / (10 + t), so that a short run is not an average of its
     starting point.
 
     Attributes:

@@ -32,14 +32,13 @@ def build_task(config: TrainConfig, classifier: Classifier, profile: ClassProfil
     model.logit_scale.requires_grad_(False)  # The head has a scale of its own.
     if config.tuning == "head":
         model.requires_grad_(False)
+        model.visual_projection.requires_grad_(True)  # scale and biases alone could not change the AP of a class
     if config.text_tower == "freeze" or config.tuning == "head":
         for part in (model.text_model, model.text_projection):
             part.requires_grad_(False)
         classifier.head.freeze_text(classifier.clip)
     if config.tuning in ("more", "lora"):
-        targets = tuple(config.tail_targets) if config.tail_targets else CLIP_TARGETS
-        more = MoreConfig(rho=config.rho, towers=config.tail_towers, target_modules=targets)
-        (add_tail if config.tuning == "more" else add_lora)(model, more)
+        (add_tail if config.tuning == "more" else add_lora)(model, _tail_config(config))
     if config.dropout > 0:
         for name, module in model.vision_model.named_modules():
             if name.endswith("self_attn"):
@@ -50,7 +49,23 @@ def build_task(config: TrainConfig, classifier: Classifier, profile: ClassProfil
             options["context_fn"] = TailCheckpointContext(model)
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         model.disable_input_require_grads()  # transformers' hook for reentrant checkpointing; it outlives deep copies
-    return LongTailTask(classifier, _base_loss(config), _discrepancy(config, profile))
+    return LongTailTask(classifier, *build_losses(config, profile), tail_only=config.discrepancy_gradient == "tail")
+
+
+def check_method(config: TrainConfig, classifier: Classifier, profile: ClassProfile) -> None:
+    """Refuse what `build_task` would refuse, while nothing is written yet.
+
+    Raises:
+        ValueError: If a loss refuses its options, or no layer is there for the tail.
+    """
+    build_losses(config, profile)
+    if config.tuning in ("more", "lora"):
+        _tail_config(config).find_layers(classifier.clip.model)
+
+
+def build_losses(config: TrainConfig, profile: ClassProfile) -> tuple[nn.Module, DiscrepancyLoss | None]:
+    """The base loss, and L_MORE where the recipe has a tail."""
+    return _base_loss(config), _discrepancy(config, profile) if config.tuning == "more" else None
 
 
 def parameter_groups(config: TrainConfig, task: LongTailTask) -> list[dict[str, Any]]:
@@ -72,12 +87,17 @@ def parameter_groups(config: TrainConfig, task: LongTailTask) -> list[dict[str, 
             continue
         if id(parameter) in low_rank:
             group = "tail"
-        elif name.startswith("classifier.head."):
+        elif config.tuning == "head" or name.startswith("classifier.head."):
             group = "head"
         else:
             group = "towers" if decayed[name] else "towers_no_decay"
         groups[group]["params"].append(parameter)
     return [{**group, "name": name, "lr": group["peak_lr"]} for name, group in groups.items() if group["params"]]
+
+
+def _tail_config(config: TrainConfig) -> MoreConfig:
+    targets = tuple(config.tail_targets) if config.tail_targets else CLIP_TARGETS
+    return MoreConfig(rho=config.rho, towers=config.tail_towers, target_modules=targets)
 
 
 def _base_loss(config: TrainConfig) -> nn.Module:
@@ -92,9 +112,7 @@ def _base_loss(config: TrainConfig) -> nn.Module:
     return BASE_LOSSES[config.loss](**options)
 
 
-def _discrepancy(config: TrainConfig, profile: ClassProfile) -> DiscrepancyLoss | None:
-    if config.tuning != "more":
-        return None
+def _discrepancy(config: TrainConfig, profile: ClassProfile) -> DiscrepancyLoss:
     return DiscrepancyLoss(
         torch.tensor(profile.counts),
         weighting=config.discrepancy_weighting,
@@ -104,5 +122,5 @@ def _discrepancy(config: TrainConfig, profile: ClassProfile) -> DiscrepancyLoss 
         reduction=config.discrepancy_reduction or config.loss_reduction,
         scale_free=config.discrepancy_scale_free,
         centred=config.discrepancy_centred,
-        gradient=config.discrepancy_gradient,
+        gradient="both" if config.discrepancy_gradient == "tail" else config.discrepancy_gradient,
     )

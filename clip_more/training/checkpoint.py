@@ -65,6 +65,7 @@ def save_checkpoint(
         if target.exists():
             shutil.rmtree(target)
         aside.rename(target)
+        _to_disk(folder, inside=False)
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
@@ -157,8 +158,8 @@ def _set_random_state(state: dict[str, Any]) -> None:
         torch.get_device_module(device).set_rng_state(state["accelerator"])
 
 
-def _to_disk(folder: Path) -> None:
-    for path in [*folder.iterdir(), folder]:
+def _to_disk(folder: Path, inside: bool = True) -> None:
+    for path in [*(folder.iterdir() if inside else ()), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import skip_first_batches
+from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
-from clip_more.config import TrainConfig
+from clip_more.config import ConfigError, TrainConfig
 from clip_more.data.load import LongTailData, load_data
 from clip_more.evaluation.average_precision import average_precision
 from clip_more.evaluation.groups import split_map
 from clip_more.evaluation.results import versions
+from clip_more.hub import push_folder
 from clip_more.models.clip import load_clip
 from clip_more.training.average import RunningAverage
-from clip_more.training.build import build_classifier, build_task, parameter_groups
+from clip_more.training.build import build_classifier, build_task, check_method, parameter_groups
 from clip_more.training.checkpoint import (
     BEST_WEIGHTS,
     list_checkpoints,
@@ -33,7 +34,7 @@ from clip_more.training.report import judge_untouched, report
 from clip_more.training.run import Run
 from clip_more.training.run_folder import MetricsLog, claim, finished
 from clip_more.training.schedule import alpha, warmup_cosine
-from clip_more.training.start import TrainPhotos, head_start
+from clip_more.training.start import TrainPhotos, head_start, require_readable
 from clip_more.training.task import LongTailTask
 from clip_more.training.vocabulary import compact_vocabulary
 
@@ -52,11 +53,13 @@ def train(config: TrainConfig) -> Path:
     accelerator = make_accelerator(config)
     if finished(config):
         accelerator.print(f"run {config.run_folder} is finished; name another with --run NAME to train again")
+        _push(config, accelerator)
         return config.run_folder
     set_seed(config.seed)
     data = load_data(config)
     clip = load_clip(config.model, image_size=config.image_size, seed=config.seed)
     classifier = build_classifier(config, clip, data.profile)
+    check_method(config, classifier, data.profile)
     with accelerator.main_process_first():
         folder = claim(config, versions())
     run = Run(config, accelerator, data, classifier, folder, MetricsLog(folder, accelerator.is_main_process))
@@ -65,9 +68,12 @@ def train(config: TrainConfig) -> Path:
     # Judging the untouched CLIP and fitting the head open every photo before any is trained on.
     classifier.to(accelerator.device)
     before = judge_untouched(run)
-    if config.head_start == "fit" and not list_checkpoints(run.checkpoints):
-        loss = head_start(run)
-        run.log.write("head_start", step=0, loss=loss, scale=classifier.head.log_scale.exp().item())
+    if not list_checkpoints(run.checkpoints):
+        if config.head_start == "fit":
+            loss = head_start(run)
+            run.log.write("head_start", step=0, loss=loss, scale=classifier.head.log_scale.exp().item())
+        else:
+            require_readable(data.train)
 
     text_is_trained = config.text_tower == "train" and config.tuning in ("full", "more")
     with compact_vocabulary(clip.model, classifier.head.input_ids) if text_is_trained else nullcontext():
@@ -75,6 +81,7 @@ def train(config: TrainConfig) -> Path:
         optimise(run, task)
     report(run, before)
     run.log.write("done")
+    _push(config, accelerator)
     return folder
 
 
@@ -88,9 +95,14 @@ def optimise(run: Run, task: LongTailTask) -> None:
     steps_an_epoch = math.ceil(len(loader) / config.accumulation)
     total = config.max_steps or max(1, round(config.epochs * steps_an_epoch))
     amplitude = config.amplitude * (len(run.data.profile.names) if config.amplitude_normalised else 1)
-    progress: dict[str, Any] = {"step": 0, "best": None}
+    progress: dict[str, Any] = {"step": 0, "best": None, "processes": accelerator.num_processes}
     if checkpoints := list_checkpoints(run.checkpoints):
         progress = load_checkpoint(checkpoints[-1], accelerator, task, optimizer, average)
+        if progress["processes"] != accelerator.num_processes:
+            raise ConfigError(
+                f"{checkpoints[-1]} was written by {progress['processes']} processes, but {accelerator.num_processes} "
+                "came up: steps would not mean the same photos. Start as many, or name another run with --run NAME"
+            )
         accelerator.print(f"going on from {checkpoints[-1]}")
         log.write("resume", step=progress["step"])
     step = progress["step"]
@@ -99,6 +111,7 @@ def optimise(run: Run, task: LongTailTask) -> None:
 
     bar = tqdm(total=total, initial=step, desc=config.run_name, unit="step", disable=not accelerator.is_main_process)
     wrapped.train()
+    window: list[dict[str, Any]] = []
     while step < total:
         epoch, done = divmod(step, steps_an_epoch)
         photos.set_epoch(epoch)
@@ -107,10 +120,13 @@ def optimise(run: Run, task: LongTailTask) -> None:
             with accelerator.accumulate(wrapped):
                 losses = wrapped(batch, alpha=weight)
                 accelerator.backward(losses["loss"])
+                window.append(losses)
                 if accelerator.sync_gradients:
                     for group in optimizer.param_groups:
                         group["lr"] = group["peak_lr"] * warmup_cosine(step, total, config.warmup)
                     norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip_norm or math.inf)
+                    values = _finite_values(run, window, norm, step + 1)
+                    window.clear()
                 optimizer.step()
                 optimizer.zero_grad()
             if not accelerator.sync_gradients:
@@ -121,16 +137,16 @@ def optimise(run: Run, task: LongTailTask) -> None:
             run.classifier.head.clamp_scale()
             if average is not None:
                 average.update(task, step)
-            values = _loss_values(run, losses, step)
             bar.update()
             bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
             if step % config.log_every == 0 or step in (1, total):
-                values |= {"alpha": weight, "lr": optimizer.param_groups[0]["lr"], "gradient_norm": _finite(norm)}
+                values |= {"alpha": weight, "lr": optimizer.param_groups[0]["lr"]}
                 log.write("train", step=step, **values)
                 if config.trackers:
                     accelerator.log({k: v for k, v in values.items() if v is not None}, step=step)
-            if config.eval_every and (step % config.eval_every == 0 or step == total):
-                _validate(run, task, progress)
+            if run.data.val is not None and (step == total or (config.eval_every and step % config.eval_every == 0)):
+                with average.applied(task) if average is not None else nullcontext():
+                    _validate(run, task, progress)
             if step % (config.checkpoint_every or steps_an_epoch) == 0 or step == total:
                 save_checkpoint(run.checkpoints, accelerator, task, optimizer, average, progress)
             if step == total:
@@ -150,36 +166,39 @@ def _validate(run: Run, task: LongTailTask, progress: dict[str, Any]) -> None:
     ap = average_precision(predictions.targets, predictions.scores, predictions.known)
     maps = split_map(ap, run.data.profile)
     run.log.write("eval", step=progress["step"], split="val", map=maps)
-    if run.config.keep == "best" and (progress["best"] is None or maps["total"] > progress["best"]):
-        progress["best"] = maps["total"]
+    total = maps["total"] or 0.0
+    if run.config.keep == "best" and (progress["best"] is None or total > progress["best"]):
+        progress["best"] = total
         if run.accelerator.is_main_process:
             save_weights(task, run.checkpoints / BEST_WEIGHTS)
 
 
-def _loss_values(run: Run, losses: dict[str, Any], step: int) -> dict[str, float | None]:
-    """Losses of a step as numbers, averaged over processes so that all of them stop together.
+def _finite_values(run: Run, window: list[dict[str, Any]], norm: Any, step: int) -> dict[str, float | None]:
+    """Losses of a step (mean over its micro-batches and processes) and the gradient's norm, before weights move.
 
     Raises:
-        TrainingError: If the loss is not finite.
+        TrainingError: If the loss or the gradient is not finite, on all processes alike. Under fp16 an infinite
+            gradient is the scaler's business: it skips the step.
     """
-    names = [name for name in ("loss", "base", "discrepancy") if losses[name] is not None]
-    values = torch.stack([losses[name].detach().float() for name in names])
+    names = [name for name in ("loss", "base", "discrepancy") if window[-1][name] is not None]
+    values = torch.stack([torch.stack([losses[name].detach().float() for losses in window]).mean() for name in names])
     if run.accelerator.num_processes > 1:
         values = run.accelerator.reduce(values, reduction="mean")
-    parts = dict(zip(names, values.tolist(), strict=True))
-    if not math.isfinite(parts["loss"]):
+    parts = dict(zip(names, values.tolist(), strict=True)) | {"gradient_norm": float(norm)}
+    broken = [name for name, value in parts.items() if not math.isfinite(value)]
+    if broken and not (broken == ["gradient_norm"] and run.config.mixed_precision == "fp16"):
         last = next(reversed(list_checkpoints(run.checkpoints)), None)
         shown = ", ".join(f"{name} {value:g}" for name, value in parts.items())
         raise TrainingError(
-            f"the loss is not finite at step {step} ({shown}); a lower lr or amplitude may help. Last good checkpoint: "
+            f"not finite at step {step}: {shown}. A lower lr or amplitude may help. Last good checkpoint: "
             f"{last or 'none yet'}"
         )
-    return {"discrepancy": None, **parts}
+    return {"discrepancy": None, **parts, "gradient_norm": None if broken else parts["gradient_norm"]}
 
 
-def _finite(norm: Any) -> float | None:
-    value = float(norm)
-    return value if math.isfinite(value) else None
+def _push(config: TrainConfig, accelerator: Accelerator) -> None:
+    if config.push_to_hub and accelerator.is_main_process:
+        print(f"uploaded to {push_folder(config.run_folder / 'merged', config.push_to_hub)}")
 
 
 def _describe(data: LongTailData) -> str:

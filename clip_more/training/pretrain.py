@@ -80,7 +80,7 @@ def pretrain(
 
     Raises:
         ValueError: The objective is unknown, or its texts are absent or of another number than photos or classes.
-        FloatingPointError: The loss is no longer finite.
+        RuntimeError: The loss is no longer finite.
     """
     from accelerate import Accelerator
     from accelerate.utils import set_seed
@@ -126,7 +126,7 @@ def pretrain(
                     mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
                     losses.clear()
                     if not math.isfinite(mean):
-                        raise FloatingPointError(f"the loss is {mean} by step {step}; lower lr, now {lr:g}")
+                        raise RuntimeError(f"the loss is {mean} by step {step}; lower lr, now {lr:g}")
                     rate, scale = optimizer.param_groups[0]["lr"], clip.model.logit_scale.exp().item()
                     records.append({"step": step, "loss": mean, "lr": rate, "scale": scale})
                     bar.set_postfix(loss=f"{mean:.3f}", scale=f"{scale:.1f}")

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from clip_more.adapters import tail
+
 
 class RandomState:
     """The generators of CPU and device as they stand now, to draw the same dropout masks again.
@@ -53,3 +55,15 @@ def frozen_batch_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.track_running_stats = True
+
+
+@contextmanager
+def general_pass(model: nn.Module, masks: RandomState) -> Iterator[None]:
+    """Inside, `model` is its general part, under the masks of the full pass, and batch statistics stand still.
+
+    Args:
+        model: With a tail.
+        masks: Taken before the full pass.
+    """
+    with masks.replayed(), frozen_batch_statistics(model), tail(model, enabled=False):
+        yield

@@ -10,7 +10,7 @@ from clip_more.evaluation.chance import chance_map
 from clip_more.evaluation.judge import results_of
 from clip_more.evaluation.plots import plot_ap_by_frequency, plot_training
 from clip_more.evaluation.results import Results, identify
-from clip_more.hub import export_run, push_folder
+from clip_more.hub import export_run
 from clip_more.training.run import Run
 
 
@@ -20,7 +20,9 @@ def judge_untouched(run: Run) -> np.ndarray:
     if path.exists():
         return Results.load(path).ap["zero-shot"]
     predictions = run.logits(run.data.test, "zero-shot")
-    results = results_of(run.config, run.data, predictions, {"zero-shot": predictions.scores})
+    results = results_of(
+        run.config, run.data, predictions, {"zero-shot": predictions.scores}, run.classifier.clip.source
+    )
     results.checkpoint = identify(run.config.model)
     if run.accelerator.is_main_process:
         results.save(path)
@@ -38,7 +40,7 @@ def report(run: Run, before: np.ndarray) -> None:
     scores["merged"] = predictions.scores
     if not run.accelerator.is_main_process:
         return
-    results = results_of(run.config, run.data, predictions, scores)
+    results = results_of(run.config, run.data, predictions, scores, run.classifier.clip.source)
     results.ap = {"zero-shot": before, **results.ap}
     results.chance = chance_map(predictions.targets, run.data.profile, known=predictions.known)
     merged = export_run(run.folder, run.classifier, run.data.profile, run.config, results)
@@ -48,8 +50,6 @@ def report(run: Run, before: np.ndarray) -> None:
     try:
         plot_ap_by_frequency(run.data.profile, before, results.ap["merged"], folder / "ap_by_frequency.png")
         plot_training(run.folder / "metrics.jsonl", folder / "training.png")
-    except ImportError as error:
+    except (ImportError, ValueError) as error:  # no reason to lose the run's results
         print(f"figures are left out: {error}")
     results.save(folder / "results.json")
-    if run.config.push_to_hub:
-        print(f"uploaded to {push_folder(merged, run.config.push_to_hub)}")

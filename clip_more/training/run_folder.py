@@ -27,7 +27,7 @@ def claim(config: TrainConfig, versions: dict[str, str]) -> Path:
     if recipe.exists():
         _same_recipe(recipe, config)
         return folder
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ConfigError(f"{folder} is not empty and holds no run; name another with --run NAME")
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump({"config": config.to_dict(), "versions": versions}, sort_keys=False, allow_unicode=True)
@@ -75,8 +75,11 @@ class MetricsLog:
         """Append one event with the time of day."""
         if not self.active:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}, allow_nan=False) + "\n")
+        with self.path.open("a+b") as file:
+            file.seek(max(0, file.tell() - 1))
+            cut = file.read() not in (b"", b"\n")  # a kill may have left half a line
+            line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, allow_nan=False)
+            file.write(("\n" * cut + line + "\n").encode())
 
 
 def _same_recipe(recipe: Path, config: TrainConfig) -> None:

@@ -19,8 +19,7 @@ def alpha(step: int, total: int, amplitude: float, schedule: str = "sinusoidal")
     if schedule == "cosine":
         return amplitude * (1 + math.cos(math.pi * step / total)) / 2
     if schedule == "sinusoidal":
-        # sin(pi) is 1.2e-16 in floating point; an exact zero lets the last step skip the general pass.
-        return 0.0 if step in (0, total) else amplitude * math.sin(math.pi * step / total)
+        return amplitude * math.sin(math.pi * step / total)
     raise ValueError(f"alpha schedule is {schedule!r}; choose one of {', '.join(ALPHA_SCHEDULES)}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,12 +10,15 @@ from torch.utils.data import DataLoader
 
 from clip_more.config import TrainConfig
 from clip_more.data.load import LongTailData
-from clip_more.data.photos import Photos
+from clip_more.data.photos import PhotoError, Photos, verify_photos
 from clip_more.data.samplers import ShuffleSampler
 from clip_more.data.transforms import train_transform
 from clip_more.evaluation.predict import image_features
 from clip_more.models.clip import Clip
 from clip_more.training.run import Run
+
+if TYPE_CHECKING:
+    import datasets
 
 # Photos that scale and biases are fitted on, at most.
 HEAD_START_PHOTOS = 20_000
@@ -61,3 +64,15 @@ def head_start(run: Run) -> float:
         text = classifier.head.text_features(classifier.clip).cpu().numpy()
     unit = features.scores / np.linalg.norm(features.scores, axis=1, keepdims=True).clip(1e-12)
     return classifier.head.start_from(unit @ text.T, features.targets, features.known)
+
+
+def require_readable(dataset: datasets.Dataset) -> None:
+    """Open every photo once, where no head start does.
+
+    Raises:
+        PhotoError: Naming the first photo that cannot be read, and how many there are.
+    """
+    unreadable = verify_photos(dataset)
+    if unreadable:
+        path, cause = unreadable[0]
+        raise PhotoError(f"{len(unreadable)} of {len(dataset)} photos cannot be read; the first is {path}: {cause}")

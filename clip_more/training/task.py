@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clip_more.adapters import tail, tail_parameters
 from clip_more.losses import DiscrepancyLoss
-from clip_more.training.randomness import RandomState, frozen_batch_statistics
+from clip_more.training.randomness import RandomState, frozen_batch_statistics, general_pass
 
 
 class LongTailTask(nn.Module):
@@ -21,13 +21,21 @@ class LongTailTask(nn.Module):
         classifier: pixel_values (N, 3, H, W) -> logits (N, C); with a tail when `discrepancy` is given.
         base_loss: (logits, targets, known) -> scalar.
         discrepancy: (full, general, targets, known) -> scalar; without it there is one pass and no L_MORE.
+        tail_only: L_MORE sends its gradient to A and B alone, at the price of a third pass: theta_g is detached inside.
     """
 
-    def __init__(self, classifier: nn.Module, base_loss: nn.Module, discrepancy: DiscrepancyLoss | None = None) -> None:
+    def __init__(
+        self,
+        classifier: nn.Module,
+        base_loss: nn.Module,
+        discrepancy: DiscrepancyLoss | None = None,
+        tail_only: bool = False,
+    ) -> None:
         super().__init__()
         self.classifier = classifier
         self.base_loss = base_loss
         self.discrepancy = discrepancy
+        self.tail_only = tail_only
 
     def forward(self, batch: dict[str, Tensor], alpha: float = 0.0) -> dict[str, Any]:
         """Losses of a batch.
@@ -40,32 +48,27 @@ class LongTailTask(nn.Module):
             loss, base and discrepancy (scalars; discrepancy None where it was left out) and logits (N, C).
         """
         pixel_values, targets, known = batch["pixel_values"], batch["targets"], batch["known"]
-        state = RandomState(pixel_values.device)
+        two_passes = self.discrepancy is not None and alpha != 0
+        masks = RandomState(pixel_values.device) if two_passes else None
         full = self.classifier(pixel_values)
         base = self.base_loss(full, targets, known)
-        if self.discrepancy is None or alpha == 0:
+        if self.discrepancy is None or masks is None:
             return {"loss": base, "base": base, "discrepancy": None, "logits": full}
-        if self.discrepancy.gradient == "tail":
-            pair = self._tail_only(pixel_values, state, True), self._tail_only(pixel_values, state, False)
+        if self.tail_only:
+            pair = self._without_theta_g(pixel_values, masks, True), self._without_theta_g(pixel_values, masks, False)
         else:
-            pair = full, self._general(pixel_values, state)
+            with general_pass(self, masks), torch.set_grad_enabled(self._general_needs_gradient()):
+                pair = full, self.classifier(pixel_values)
         discrepancy = self.discrepancy(*pair, targets, known)
         return {"loss": base + alpha * discrepancy, "base": base, "discrepancy": discrepancy, "logits": full}
 
-    def _general(self, pixel_values: Tensor, state: RandomState) -> Tensor:
-        """Logits of theta_g alone, under the dropout masks of the full pass."""
+    def _general_needs_gradient(self) -> bool:
         stopped = self.discrepancy is not None and self.discrepancy.gradient == "stop_general"
-        with (
-            state.replayed(),
-            frozen_batch_statistics(self),
-            tail(self, enabled=False),
-            torch.set_grad_enabled(torch.is_grad_enabled() and not stopped),
-        ):
-            return self.classifier(pixel_values)
+        return torch.is_grad_enabled() and not stopped
 
-    def _tail_only(self, pixel_values: Tensor, state: RandomState, enabled: bool) -> Tensor:
+    def _without_theta_g(self, pixel_values: Tensor, masks: RandomState, enabled: bool) -> Tensor:
         """Logits through which no gradient reaches theta_g: everything but A and B is detached."""
         kept = tail_parameters(self.classifier)
         detached = {n: p if n in kept else p.detach() for n, p in self.classifier.named_parameters()}
-        with state.replayed(), frozen_batch_statistics(self), tail(self, enabled=enabled):
+        with masks.replayed(), frozen_batch_statistics(self), tail(self, enabled=enabled):
             return torch.func.functional_call(self.classifier, detached, (pixel_values,))

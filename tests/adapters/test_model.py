@@ -177,6 +177,24 @@ def test_what_cannot_carry_a_tail_is_named(model, config, text):
         add_tail(model, config)
 
 
+def test_layer_at_two_places_is_refused():
+    shared = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match="0 is used at several places"):
+        add_tail(nn.Sequential(shared, nn.ReLU(), shared), MoreConfig(target_modules="all"))
+
+
+def test_merging_leaves_a_weight_that_another_layer_shares():
+    net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
+    net[1].weight = net[0].weight
+    table = net[0].weight.detach().clone()
+    add_tail(net, MoreConfig(rho=0.5, target_modules="all"))
+    randomise_tail(net)
+    logits = net(torch.arange(5))
+    merged = merge_tail(net)
+    assert torch.equal(merged[0].weight, table)
+    torch.testing.assert_close(merged(torch.arange(5)), logits)
+
+
 def test_second_tail_is_refused(clip_model):
     model = add_tail(copy.deepcopy(clip_model))
     with pytest.raises(ValueError, match="has a low-rank part already"):

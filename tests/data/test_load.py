@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import PIL.Image
@@ -145,3 +146,22 @@ def test_digits_are_read_with_the_imbalance_of_the_recipe():
     data = load_data(TrainConfig(dataset="digits_mlt", imbalance=70.0))
     assert max(data.profile.counts) / min(data.profile.counts) == pytest.approx(70, rel=0.05)
     assert class_names(data.test) == list(data.profile.names)
+
+
+def test_train_and_test_with_other_class_lists_are_refused(tmp_path):
+    for split, names in (("train2017", ("cat", "dog")), ("val2017", ("dog", "cat"))):
+        (tmp_path / split).mkdir()
+        PIL.Image.new("RGB", (8, 8)).save(tmp_path / split / "1.jpg")
+        content = {
+            "images": [{"id": 1, "file_name": "1.jpg"}],
+            "categories": [{"id": i + 1, "name": name} for i, name in enumerate(names)],
+            "annotations": [
+                {"id": c, "image_id": 1, "category_id": c, "area": 4.0, "bbox": [0, 0, 2, 2], "iscrowd": 0}
+                for c in (1, 2)
+            ],
+        }
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    config = TrainConfig(dataset="coco", data_root=str(tmp_path), train_split="train2017", test_split="val2017")
+    with pytest.raises(ValueError, match="the same names in another order; both need one class list"):
+        load_data(config)

@@ -148,6 +148,14 @@ def test_unknown_labels_count_nowhere(batch, options):
     torch.testing.assert_close(loss(far, general, flipped, known), value, rtol=0, atol=0)
 
 
+def test_batch_without_a_known_label_has_no_loss_and_no_gradient(batch):
+    full, general, targets, known = batch
+    value = loss64(scale_free=True)(full, general, targets, torch.zeros_like(known))
+    (gradient,) = torch.autograd.grad(value, full)
+    assert value == 0
+    assert (gradient == 0).all()
+
+
 def test_mean_reduction_divides_by_the_classes(batch):
     full, general, targets, _ = batch
     for weighting in ("label", "sample"):

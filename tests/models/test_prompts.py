@@ -31,7 +31,7 @@ def test_own_spelling_goes_before_the_built_in_one():
 
 
 def test_spelling_of_an_absent_class_is_refused():
-    with pytest.raises(ValueError, match="english names the class 'plane', which is not among the 1 classes"):
+    with pytest.raises(ValueError, match="class_prompts names the class 'plane', which is not among the 1 classes"):
         class_prompts(["cat"], ["{}"], {"plane": "airplane"})
 
 

@@ -11,6 +11,7 @@ from clip_more.config import ConfigError
 from clip_more.evaluation.results import Results
 from clip_more.recipe import from_dict
 from clip_more.training import loop
+from clip_more.training.task import LongTailTask
 
 COLOURS = {"red square": (220, 30, 30), "green square": (30, 200, 30), "blue square": (40, 40, 230)}
 
@@ -92,16 +93,15 @@ def test_interrupted_and_resumed_run_is_bit_identical(settings, monkeypatch, ext
     broken = from_dict({**settings, "output_dir": settings["output_dir"] + "/two"}, "test")
 
     def power_cut(*arguments):
-        values = loop_values(*arguments)
-        if arguments[2] == 5:
+        if arguments[3] == 6:
             raise KeyboardInterrupt
-        return values
+        return finite_values(*arguments)
 
-    loop_values = loop._loss_values
-    monkeypatch.setattr(loop, "_loss_values", power_cut)
+    finite_values = loop._finite_values
+    monkeypatch.setattr(loop, "_finite_values", power_cut)
     with pytest.raises(KeyboardInterrupt):
         loop.train(broken)
-    monkeypatch.setattr(loop, "_loss_values", loop_values)
+    monkeypatch.setattr(loop, "_finite_values", finite_values)
     torch.rand(5)  # whatever the process drew since
     resumed = loop.train(broken)
     assert events(resumed, "resume")[0]["step"] == 4
@@ -140,7 +140,10 @@ def test_what_is_frozen_stays_bit_identical(settings):
     head = load_file(
         loop.train(from_dict({**settings, "tuning": "head", "max_steps": 2}, "t")) / "merged/model.safetensors"
     )
-    assert [key for key in start if not torch.equal(start[key], head[key])] == ["logit_scale"]
+    assert [key for key in start if not torch.equal(start[key], head[key])] == [
+        "logit_scale",
+        "visual_projection.weight",
+    ]
     lora = loop.train(from_dict({**settings, "tuning": "lora", "run": "lora", "max_steps": 2}, "t"))
     general = load_file(lora / "general/model.safetensors")
     assert [key for key in start if not torch.equal(start[key], general[key])] == ["logit_scale"]
@@ -173,8 +176,57 @@ def test_folder_that_is_no_run_is_refused(settings, tmp_path):
 
 def test_loss_that_is_not_finite_stops_with_step_parts_and_checkpoint(settings, monkeypatch):
     monkeypatch.setattr(loop, "alpha", lambda step, *_: 1e39 if step == 2 else 0.5)
-    with pytest.raises(loop.TrainingError, match=r"not finite at step 3 \(loss (inf|nan), base .*checkpoint: .*step_2"):
+    with pytest.raises(loop.TrainingError, match=r"not finite at step 3: loss (inf|nan), base .*checkpoint: .*step_2"):
         loop.train(from_dict({**settings, "checkpoint_every": 1}, "test"))
+
+
+def test_not_finite_micro_batch_or_gradient_stops_before_the_weights_move(settings, monkeypatch):
+    settings = {**settings, "tuning": "full", "accumulation": 2, "batch_size": 4, "checkpoint_every": 1}
+    forward, calls = LongTailTask.forward, []
+
+    def broken(self, batch, alpha=0.0):
+        calls.append(1)
+        losses = forward(self, batch, alpha)
+        return {**losses, "loss": losses["loss"] * torch.nan} if len(calls) == 3 else losses
+
+    monkeypatch.setattr(LongTailTask, "forward", broken)
+    with pytest.raises(loop.TrainingError, match=r"not finite at step 2: loss nan.*step_1"):
+        loop.train(from_dict(settings, "test"))
+    (folder,) = (tmp for tmp in [from_dict(settings, "test").run_folder])
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_1"]
+
+
+def test_resume_on_another_number_of_processes_is_refused(settings):
+    config = from_dict({**settings, "max_steps": 2}, "test")
+    folder = loop.train(config)
+    (folder / "report/results.json").unlink()
+    progress = folder / "checkpoints/step_2/progress.json"
+    progress.write_text(progress.read_text().replace('"processes": 1', '"processes": 2'))
+    with pytest.raises(ConfigError, match="written by 2 processes, but 1 came up"):
+        loop.train(config)
+
+
+@pytest.mark.parametrize(
+    "extra", [{"tail_targets": ["nonsense"]}, {"image_size": 33}, {"classes": ["red square", "x"]}]
+)
+def test_what_can_be_known_before_is_refused_before_anything_is_written(settings, tmp_path, extra):
+    with pytest.raises(ValueError, match=r"nonsense|patch size|'x' not among"):
+        loop.train(from_dict({**settings, **extra}, "test"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_line_cut_by_a_kill_spoils_neither_log_nor_figures(settings):
+    from clip_more.evaluation.plots import read_events
+
+    config = from_dict({**settings, "max_steps": 2}, "test")
+    folder = loop.train(config)
+    (folder / "report/results.json").unlink()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "tra')
+    loop.train(config)
+    kinds = [event["event"] for event in read_events(folder / "metrics.jsonl")]
+    assert kinds == ["head_start", "train", "train", "done", "resume", "done"]
+    assert (folder / "report/training.png").exists()
 
 
 def test_other_number_of_processes_is_refused_before_anything_is_written(settings, tmp_path, monkeypatch):
@@ -190,10 +242,11 @@ def test_independent_processes_of_a_launcher_are_refused(settings, monkeypatch):
         loop.make_accelerator(from_dict(settings, "test"))
 
 
-def test_broken_photo_is_named_before_training(settings, squares, tmp_path):
+@pytest.mark.parametrize("head_start", ["fit", "none"])
+def test_broken_photo_is_named_before_training(settings, squares, tmp_path, head_start):
     text = (squares / "train.txt").read_text()
     (squares / "cut.png").write_bytes((squares / "00.png").read_bytes()[:300])
     (squares / "broken.txt").write_text(text + "cut.png 0\n")
-    with pytest.raises(ValueError, match=r"cannot read photo .*cut\.png"):
-        loop.train(from_dict({**settings, "train_list": "broken.txt"}, "test"))
+    with pytest.raises(ValueError, match=r"cannot (be )?read.*cut\.png"):
+        loop.train(from_dict({**settings, "train_list": "broken.txt", "head_start": head_start}, "test"))
     assert not (tmp_path / "runs/lists-x/checkpoints").exists()

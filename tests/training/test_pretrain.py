@@ -68,7 +68,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(scenes):
     clip = load_clip("tiny")
     with torch.no_grad():
         clip.model.visual_projection.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"the loss is nan by step 1; lower lr, now 0\.003"):
+    with pytest.raises(RuntimeError, match=r"the loss is nan by step 1; lower lr, now 0\.003"):
         pretrain(clip, scenes, prompts=PROMPTS, steps=3, batch_size=8, log_every=1)
     assert len(clip.model.text_model.embeddings.token_embedding.weight) == 49408
 

@@ -1,0 +1,47 @@
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from accelerate import Accelerator
+
+from clip_more.data.form import make_dataset
+from clip_more.evaluation.predict import predict_logits
+from clip_more.models import class_prompts, load_clip
+from clip_more.models.classifier import Classifier
+from clip_more.models.heads import PromptHead
+
+NAMES = ["cat", "dog", "traffic light"]
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    clip = load_clip("tiny")
+    for name, module in clip.model.named_modules():
+        if name.endswith("self_attn"):
+            module.dropout = 0.5
+    return Classifier(clip, PromptHead(clip, class_prompts(NAMES, ["a {}.", "one {}."]), scale=20.0))
+
+
+@pytest.fixture(scope="module")
+def photos():
+    rng = np.random.default_rng(0)
+    images = [PIL.Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in range(7)]
+    return make_dataset(images, [[0], [1], [2], [], [0, 1], [1], [2]], NAMES, unknown=[[], [], [], [1], [], [], []])
+
+
+def test_logits_are_those_of_the_classifier_in_eval_mode_whatever_mode_it_is_in(classifier, photos):
+    from clip_more.data.photos import Photos
+    from clip_more.data.transforms import test_transform as transform
+
+    clip = classifier.clip
+    pixels = Photos(photos, transform(clip.image_size, clip.image_mean, clip.image_std))
+    classifier.eval()
+    with torch.no_grad():
+        expected = classifier(torch.stack([pixels[i]["pixel_values"] for i in range(7)])).numpy()
+    classifier.train()
+    found = predict_logits(classifier, photos, Accelerator(), batch_size=3, workers=0)
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-5, atol=1e-5)
+    assert classifier.training
+    assert classifier.head.frozen_features is None
+    assert found.targets.tolist()[4] == [True, True, False]
+    assert found.known.tolist()[3] == [True, False, True]
