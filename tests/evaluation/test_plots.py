@@ -121,7 +121,7 @@ def test_bad_metrics_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="holds no 'train' or 'eval' event yet"):
         plot_training(lines(tmp_path, [{"event": "start"}]), tmp_path / "t.png")
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"event": "train"\n{}\n')
+    path.write_text('{"event": train}\n{}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is not JSON"):
         read_events(path)
     path.write_text("[1]\n")
