@@ -19,7 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = _parser().parse_known_args(arguments)
     for argument in unknown:
         name = argument.removeprefix("--").partition("=")[0]
-        what = unknown_key(name) if argument.startswith("--") else f"{argument!r} follows no --key"
+        if not argument.startswith("--"):
+            what = f"{argument!r} follows no --key"
+        else:
+            what = f"{options.verb} takes no --{name}" if name in _KEYS else unknown_key(name)
         print(f"clip-more {options.verb}: command line: {what}", file=sys.stderr)
         return 2
     try:
@@ -33,9 +36,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         if options.traceback:
             raise
-        print(f"clip-more {options.verb}: {error}", file=sys.stderr)
+        print(f"clip-more {options.verb}: {_sentence(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+_KEYS = {field.name for section in SECTIONS for field in fields(section)}
+
+
+def _sentence(error: Exception) -> str:
+    """The error's own words; of one that a data worker passed on with its traceback, the last line."""
+    text = str(error)
+    if "Original Traceback" not in text:
+        return text
+    return text.strip().splitlines()[-1].partition(": ")[2] or text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "clip-more pretrain recipes/digits_mlt/pretrain.yaml --out runs/my_digits_clip",
     )
     _add_recipe(pretrain)
+    pretrain.usage = f"{pretrain.usage} --out FOLDER"
     group = pretrain.add_argument_group("Pretraining")
     group.add_argument("--out", required=True, metavar="FOLDER", help="of the new checkpoint; must not exist yet")
     group.add_argument(
@@ -121,7 +136,7 @@ _METAVARS = {"a number": "NUMBER", "a whole number": "INTEGER", "true or false":
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     """The recipe file and one `--key` for every field of TrainConfig, in its sections."""
     before = " ".join(action.dest.upper() for action in parser._actions if not action.option_strings)
-    parser.usage = f"{parser.prog} {before + ' ' if before else ''}RECIPE.yaml [--key value ...]"
+    parser.usage = f"{parser.prog} {before + ' ' if before else ''}[RECIPE.yaml] [--key value ...]"
     parser.add_argument("recipe", nargs="?", help="YAML recipe; every --key value below overrides it")
     for section in SECTIONS:
         group = parser.add_argument_group((section.__doc__ or "").rstrip("."))
@@ -191,8 +206,12 @@ def _of_checkpoint(options: argparse.Namespace, side_by_side: bool) -> tuple[Tra
     from clip_more.training.run_folder import read_config
 
     folder = Path(options.checkpoint)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
     recipe = folder / "config.yaml"
     if recipe.is_file():
+        if not (folder / "merged" / "multilabel.json").is_file():
+            raise ValueError(f"{folder} is not finished: it has no merged checkpoint yet; train it to its end first")
         if options.recipe:
             raise ValueError(f"{folder} is a run and has its own recipe; leave {options.recipe} out")
         values = read_config(folder).to_dict() | {"processes": None, "trackers": []} | _overrides(options)

@@ -166,7 +166,7 @@ class RunConfig:
     min_crop: float = _key(0.5, "Smallest share of a photo in a random training crop.")
     flip: bool = _key(True, "Random horizontal flips in training.")
     workers: int = _key(2, "Processes that load photos.")
-    log_every: int = _key(10, "Steps between lines of metrics.jsonl.")
+    log_every: int = _key(10, "Steps between lines of metrics.jsonl; fewer on short runs.")
     trackers: list[str] = _key([], "Accelerate trackers, such as tensorboard.")
     push_to_hub: str | None = _key(None, "Upload merged/ to this Hub repository after the run.")
 
@@ -178,7 +178,7 @@ class TrainConfig(RunConfig, OptimiserConfig, MethodConfig, ModelConfig, DataCon
     @property
     def run_name(self) -> str:
         """`run`, or `<dataset name>-<method>`."""
-        return self.run or f"{self.dataset_name or self.dataset}-{self.method}"
+        return self.run or f"{self.dataset_name or self.dataset}-{self.method or f'{self.loss}_{self.tuning}'}"
 
     @property
     def run_folder(self) -> Path:

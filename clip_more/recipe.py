@@ -67,6 +67,8 @@ def parse_value(name: str, text: str) -> Any:
         return int(text)
     if float in kinds and _looks_like_number(text):
         return float(text)
+    if any(typing.get_origin(kind) is list for kind in kinds) and "," in text and not any(c in text for c in "[{"):
+        return [part.strip() for part in text.split(",") if part.strip()]
     if any(typing.get_origin(kind) in (list, dict) for kind in kinds):
         try:
             value = yaml.safe_load(text)
@@ -115,7 +117,7 @@ def _checked(name: str, value: Any, origin: str) -> Any:
                 raise ConfigError(f"{origin}: {name} is {converted!r}; choose one of {', '.join(choices)}")
             return converted
     hint = ""
-    if isinstance(value, str) and _looks_like_number(value) and (float in allowed or int in allowed):
+    if isinstance(value, str) and _looks_like_number(value) and float in allowed:
         hint = f"; YAML reads {value!r} as text: write it with a point, as 1.0e-5"
     raise ConfigError(f"{origin}: {name} is {value!r}, but it must be {key_type(name)}{hint}")
 

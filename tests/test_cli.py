@@ -27,8 +27,10 @@ def test_help_imports_nothing_heavy():
         (["train", "--dataset", "digits_mlt", "--lrr", "3"], "command line: unknown key 'lrr'; did you mean lr?"),
         (["train", "--dataset", "digits_mlt", "--lr", "fast"], "command line: lr is 'fast', but it must be a number"),
         (["train", "a.yaml", "b.yaml"], "'b.yaml' follows no --key"),
-        (["evaluate", "nowhere"], "nowhere is no run (it has no config.yaml); add a recipe"),
-        (["zero-shot", "nowhere"], "nowhere is no run (it has no config.yaml)"),
+        (["evaluate", "nowhere"], "there is no folder nowhere"),
+        (["evaluate", "."], ". is no run (it has no config.yaml); add a recipe"),
+        (["zero-shot", "."], ". is no run (it has no config.yaml)"),
+        (["demo", "--epochs", "3"], "command line: demo takes no --epochs"),
     ],
 )
 def test_errors_are_one_sentence_and_a_code(arguments, text, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,10 @@ def load_data(config: TrainConfig) -> LongTailData:
         differing = sorted(set(ours) ^ set(theirs))
         what = f"{', '.join(differing[:5])} in one of them only" if differing else "the same names in another order"
         raise ValueError(f"train has {len(ours)} classes and test {len(theirs)}: {what}; both need one class list")
+    shared = set(train["image_id"]) & set(test["image_id"])
+    if shared:
+        example = min(shared)
+        warnings.warn(f"{len(shared)} photos are in train and in test, {example} among them", stacklevel=2)
     profile = ClassProfile.from_dataset(train, config.head_min, config.tail_max)
     profile.check_positives()
     if config.refit or config.val_fraction == 0:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import datasets
 
 
+_ADVICE = ". Replace it, or drop it from the list"
+
+
 class PhotoError(ValueError):
     """A photo that cannot be read; the text names it and says why."""
 
@@ -114,7 +117,8 @@ def open_photo(image: dict[str, Any], image_id: str) -> PIL.Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-        raise PhotoError(f"cannot read photo {path}: {_cause(error, image, path)}") from error
+        cause = _cause(error, image, path)
+        raise PhotoError(f"cannot read photo {path}: {cause}{_ADVICE}") from error
 
 
 def verify_photos(dataset: datasets.Dataset, *, progress: bool = True) -> list[tuple[str, str]]:
@@ -128,7 +132,7 @@ def verify_photos(dataset: datasets.Dataset, *, progress: bool = True) -> list[t
             open_photo(row["image"], row["image_id"])
         except PhotoError as error:
             path = row["image"].get("path") or row["image_id"]
-            unreadable.append((path, str(error).split(": ", 1)[1]))
+            unreadable.append((path, str(error).split(": ", 1)[1].removesuffix(_ADVICE)))
     return unreadable
 
 

@@ -103,7 +103,7 @@ def _run(
     loader: Any = DataLoader(photos, batch_size=batch_size, num_workers=workers, generator=torch.Generator())
     loader = accelerator.prepare_data_loader(loader)
     parts = []
-    for batch in tqdm(loader, desc=label, unit="batch", leave=False, disable=not accelerator.is_main_process):
+    for batch in tqdm(loader, desc=label, unit="batch", leave=False, disable=not accelerator.is_main_process or None):
         with accelerator.autocast():
             scores = module(batch["pixel_values"])
         gathered = accelerator.gather_for_metrics((scores.float(), batch["targets"], batch["known"]))

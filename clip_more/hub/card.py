@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _TAGS = ["clip", "multi-label", "long-tail", "more", "clip-more"]
 # Shown whether or not they differ from the default; and what says nothing about the model.
 _ALWAYS = {"dataset", "model", "tuning", "loss", "epochs", "batch_size", "lr", "seed"}
+_ALWAYS_WITH_MORE = {"rho", "amplitude", "amplitude_normalised", "alpha_schedule", "discrepancy_weighting"}
 _NEVER = {"data_root", "output_dir", "run", "workers", "log_every", "trackers", "checkpoint_every", "push_to_hub"}
 
 _LOAD = """\
@@ -187,10 +188,11 @@ def _training(multilabel: dict[str, Any], config: TrainConfig | None) -> str:
     if config is None:
         return text
     values, defaults = config.to_dict(), type(config)().to_dict()
+    always = _ALWAYS | _ALWAYS_WITH_MORE if config.tuning == "more" else _ALWAYS
     shown = {
         key: _short(value)
         for key, value in values.items()
-        if key not in _NEVER and (key in _ALWAYS or value != defaults[key])
+        if key not in _NEVER and (key in always or value != defaults[key])
     }
     recipe = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).strip()
     return f"{text} The main settings, and all that differ from the defaults:\n\n```yaml\n{recipe}\n```"

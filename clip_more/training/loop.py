@@ -61,7 +61,7 @@ def train(config: TrainConfig) -> Path:
     classifier = build_classifier(config, clip, data.profile)
     check_method(config, classifier, data.profile)
     with accelerator.main_process_first():
-        folder = claim(config, versions())
+        folder = claim(config, versions(), writes=accelerator.is_main_process)
     run = Run(config, accelerator, data, classifier, folder, MetricsLog(folder, accelerator.is_main_process))
     accelerator.print(f"run {folder} | {clip.source} at {clip.image_size} px | {_describe(data)}")
 
@@ -109,7 +109,13 @@ def optimise(run: Run, task: LongTailTask) -> None:
     if config.trackers:
         accelerator.init_trackers(config.run_name, config=_plain(config))
 
-    bar = tqdm(total=total, initial=step, desc=config.run_name, unit="step", disable=not accelerator.is_main_process)
+    bar = tqdm(
+        total=total,
+        initial=step,
+        desc=config.run_name,
+        unit="step",
+        disable=not accelerator.is_main_process or None,
+    )
     wrapped.train()
     window: list[dict[str, Any]] = []
     while step < total:
@@ -139,7 +145,7 @@ def optimise(run: Run, task: LongTailTask) -> None:
                 average.update(task, step)
             bar.update()
             bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
-            if step % config.log_every == 0 or step in (1, total):
+            if step % min(config.log_every, max(1, total // 50)) == 0 or step in (1, total):
                 values |= {"alpha": weight, "lr": optimizer.param_groups[0]["lr"]}
                 log.write("train", step=step, **values)
                 if config.trackers:

@@ -106,7 +106,7 @@ def pretrain(
         records: list[dict[str, float]] = []
         losses: list[Tensor] = []
         step = 0
-        bar = tqdm(total=steps, desc="pretrain", unit="step", disable=not accelerator.is_main_process)
+        bar = tqdm(total=steps, desc="pretrain", unit="step", disable=not accelerator.is_main_process or None)
         while step < steps:
             photos.epoch = step // len(loader)
             for batch in loader:

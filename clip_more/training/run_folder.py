@@ -11,28 +11,39 @@ import yaml
 
 from clip_more.config import ConfigError, TrainConfig
 from clip_more.files import written_aside
+from clip_more.training.checkpoint import list_checkpoints
 
 # Keys that may change between two starts of a run without making it another run.
-_FREE = {"output_dir", "run", "workers", "log_every", "trackers", "push_to_hub", "checkpoint_every"}
+_FREE = {"data_root", "output_dir", "run", "workers", "log_every", "trackers", "push_to_hub", "checkpoint_every"}
 
 
-def claim(config: TrainConfig, versions: dict[str, str]) -> Path:
+def claim(config: TrainConfig, versions: dict[str, str], writes: bool = True) -> Path:
     """Make the run's folder, or recognise it as this recipe's own.
+
+    As long as nothing was trained, the recipe of a folder may still change.
+
+    Args:
+        config: The recipe.
+        versions: Of Python and the libraries, written beside it.
+        writes: Whether this process is the one that writes.
 
     Raises:
         ConfigError: If it belongs to another recipe (the differing keys are shown), or holds foreign files.
     """
     folder = config.run_folder
     recipe = folder / "config.yaml"
-    if recipe.exists():
+    if recipe.exists() and list_checkpoints(folder / "checkpoints"):
         _same_recipe(recipe, config)
         return folder
-    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    foreign = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if foreign and not recipe.exists():
         raise ConfigError(f"{folder} is not empty and holds no run; name another with --run NAME")
-    folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump({"config": config.to_dict(), "versions": versions}, sort_keys=False, allow_unicode=True)
-    with written_aside(recipe) as aside:
-        aside.write_text(text, encoding="utf-8")
+    if writes:
+        for stale in (folder / "report" / "zero_shot.json", folder / "metrics.jsonl"):
+            stale.unlink(missing_ok=True)
+        text = yaml.safe_dump({"config": config.to_dict(), "versions": versions}, sort_keys=False, allow_unicode=True)
+        with written_aside(recipe) as aside:
+            aside.write_text(text, encoding="utf-8")
     return folder
 
 
@@ -87,7 +98,10 @@ def _same_recipe(recipe: Path, config: TrainConfig) -> None:
     changed = [key for key in now if key not in _FREE and before.get(key) != now[key]]
     if changed:
         shown = "; ".join(f"{key}: {before.get(key)!r} there, {now[key]!r} now" for key in changed)
-        raise ConfigError(f"{recipe.parent} is a run of another recipe ({shown}); name this one with --run NAME")
+        raise ConfigError(
+            f"{recipe.parent} is a run of another recipe ({shown}); name this one with "
+            "--run NAME, or delete that folder"
+        )
 
 
 def _read(recipe: Path) -> dict[str, Any]:

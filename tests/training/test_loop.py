@@ -11,6 +11,7 @@ from clip_more.config import ConfigError
 from clip_more.evaluation.results import Results
 from clip_more.recipe import from_dict
 from clip_more.training import loop
+from clip_more.training.run_folder import read_config
 from clip_more.training.task import LongTailTask
 
 COLOURS = {"red square": (220, 30, 30), "green square": (30, 200, 30), "blue square": (40, 40, 230)}
@@ -165,6 +166,19 @@ def test_folder_of_another_recipe_is_refused(settings):
     loop.train(from_dict({**settings, "max_steps": 1}, "test"))
     with pytest.raises(ConfigError, match=r"lists-x is a run of another recipe \(lr: 0.001 there, 0.1 now\)"):
         loop.train(from_dict({**settings, "max_steps": 1, "lr": 0.1}, "test"))
+
+
+def test_recipe_may_change_as_long_as_nothing_was_trained(settings, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    head_start = loop.head_start
+    monkeypatch.setattr(loop, "head_start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(from_dict(settings, "test"))
+    monkeypatch.setattr(loop, "head_start", head_start)
+    folder = loop.train(from_dict({**settings, "model": "tiny", "seed": 1, "max_steps": 1}, "test"))
+    assert read_config(folder).seed == 1
 
 
 def test_folder_that_is_no_run_is_refused(settings, tmp_path):
