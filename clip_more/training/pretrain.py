@@ -19,9 +19,10 @@ from clip_more.data.photos import Photos
 from clip_more.data.transforms import train_transform
 from clip_more.files import filled_aside
 from clip_more.models.clip import Clip
+from clip_more.training.decay import decays
 from clip_more.training.pretrain_task import OBJECTIVES, PretrainTask
 from clip_more.training.schedule import warmup_cosine
-from clip_more.training.vocabulary import CompactEmbedding, compact_vocabulary
+from clip_more.training.vocabulary import compact_vocabulary
 
 if TYPE_CHECKING:
     import datasets
@@ -276,10 +277,10 @@ def _mean_log_odds(dataset: datasets.Dataset) -> float:
 
 def _parameter_groups(task: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices with weight decay; biases, norms and embeddings without."""
-    embeddings = {id(m.weight) for m in task.modules() if isinstance(m, nn.Embedding | CompactEmbedding)}
+    decayed = decays(task)
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in task.parameters():
-        groups[parameter.ndim >= 2 and id(parameter) not in embeddings].append(parameter)
+    for name, parameter in task.named_parameters():
+        groups[decayed[name]].append(parameter)
     return [
         {"params": groups[True], "weight_decay": weight_decay},
         {"params": groups[False], "weight_decay": 0.0},

@@ -223,7 +223,7 @@ def test_judging_is_without_dropout_and_training_goes_on_with_it(optimised):
 
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_best_keeps_the_weights_of_the_best_validation_and_last_those_of_the_last_step(
-    optimised, judged, monkeypatch, keep
+    optimised, judged, monkeypatch, tmp_path, keep
 ):
     figures = iter([0.1, 0.9, 0.3, 0.9])
     monkeypatch.setattr(
@@ -234,6 +234,7 @@ def test_best_keeps_the_weights_of_the_best_validation_and_last_those_of_the_las
     assert len(held) == 4
     kept, other = (held[1], held[3]) if keep == "best" else (held[3], held[1])
     assert_close(weights(task.classifier), kept)
+    assert bool(list(tmp_path.rglob("best.safetensors"))) == (keep == "best")
     assert all(not torch.equal(kept[name], other[name]) for name in kept)
 
 
