@@ -10,8 +10,7 @@ from torch import Tensor, nn
 class RunningAverage:
     """Exponential moving average of a module's trainable parameters.
 
-    The decay of update t is at most (1 + t) / (10 + t), so that a short run is not an average of its
-    starting point.
+    The decay of update t is at most (1 + t) / (10 + t), so that a short run is not an average of its starting point.
 
     Attributes:
         tensors: Averages by parameter name.

@@ -71,7 +71,7 @@ def read_config(folder: Path) -> TrainConfig:
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object an event, only ever appended.
+    """metrics.jsonl: one JSON object an event, appended.
 
     Args:
         folder: Of the run.
