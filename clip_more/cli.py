@@ -99,9 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         "clip-more prepare recipes/coco/bce.yaml --data_root ~/coco --out ~/coco_256\n"
         "clip-more train recipes/coco/bce.yaml --dataset prepared --data_root ~/coco_256",
     )
-    prepare.add_argument(
-        "--out", required=True, metavar="FOLDER", help="of the prepared set; the same one continues it"
-    )
+    prepare.add_argument("--out", required=True, metavar="FOLDER", help="of the prepared set; naming it again goes on")
     prepare.add_argument(
         "--short_side", type=int, default=256, metavar="PIXELS", help="shorter side of a stored photo (default: 256)"
     )
@@ -109,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "--store",
         choices=("raw", "jpeg"),
         default="raw",
-        help="raw pixels (fastest, about 260 KB a photo) or JPEG of quality 95 (about a tenth of that) (default: raw)",
+        help="raw pixels, the fastest, about 265 kB a photo; or JPEG of quality 95, about a seventh (default: raw)",
     )
     _add_recipe(prepare, _DATA)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip_more.data.photos import open_photo
+from clip_more.data.opening import open_photo
 from clip_more.data.transforms import test_transform
 from clip_more.models.classifier import load_classifier
 from clip_more.models.heads import PromptHead

@@ -93,6 +93,7 @@ def read_data(config: TrainConfig, test_ids: Sequence[str] | None = None) -> Lon
     if config.task == "single_label":
         for part, which in ((train, "train"), (test, "test")):
             _check_single_label(part, which)
+    before = len(train)
     if config.long_tail != "none":
         from clip_more.data.longtail import long_tail_rows
 
@@ -119,9 +120,10 @@ def read_data(config: TrainConfig, test_ids: Sequence[str] | None = None) -> Lon
     profile = ClassProfile.from_dataset(train, config.head_min, config.tail_max)
     if config.class_freq or config.class_split:
         _check_published(config, profile)
-    return LongTailData(
-        train, None, test, profile, policy.skipped, drawn, _facts(config, drawn is not None, len(policy.skipped))
-    )
+    facts = _facts(config, drawn is not None, len(policy.skipped))
+    if config.long_tail != "none":
+        facts["photos_before_long_tail"] = before
+    return LongTailData(train, None, test, profile, policy.skipped, drawn, facts)
 
 
 # Keys that a result tells elsewhere, or that say nothing about the photos and labels.

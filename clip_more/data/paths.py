@@ -7,8 +7,12 @@ import os
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from clip_more.files import written_aside
+
+if TYPE_CHECKING:
+    import datasets
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,22 @@ class PhotoPolicy:
             )
         self.skipped += [Skipped(image_ids[row], "there is no such file") for row in absent]
         return here
+
+
+def absent_photos(dataset: datasets.Dataset) -> list[str]:
+    """Paths of the photos that are no files; photos held in memory are there, and are not looked at."""
+    import pyarrow.compute as pc
+
+    images = dataset.data.column("image")
+    paths, held = pc.struct_field(images, "path"), pc.is_valid(pc.struct_field(images, "bytes"))
+    if dataset._indices is not None:
+        rows = dataset._indices.column(0)
+        paths, held = paths.take(rows), held.take(rows)
+    return [
+        path
+        for path, in_memory in zip(paths.to_pylist(), held.to_pylist(), strict=True)
+        if not in_memory and not os.path.isfile(path)
+    ]
 
 
 def photo_path(root: str | os.PathLike[str], name: str, where: str) -> str:

@@ -15,7 +15,7 @@ import PIL.Image
 import torch
 from torch.utils.data import DataLoader
 
-from clip_more.data.photos import PhotoError, open_photo, raw_bytes
+from clip_more.data.opening import PhotoError, open_photo, raw_bytes
 from clip_more.data.rows import Rows
 from clip_more.files import written_aside
 

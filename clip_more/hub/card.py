@@ -205,4 +205,6 @@ def _training(multilabel: dict[str, Any], config: TrainConfig | None) -> str:
 
 def _short(value: Any) -> Any:
     """A setting as it may be printed anywhere: paths by their last part."""
+    if isinstance(value, dict):
+        return {key: _short(own) for key, own in value.items()}
     return public_name(value) if isinstance(value, str) else value

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from clip_more.config import ConfigError, TrainConfig
+from clip_more.config import ConfigError, DataConfig, TrainConfig
 from clip_more.files import written_aside
 from clip_more.training.checkpoint import list_checkpoints
 
@@ -64,6 +65,24 @@ def finished(config: TrainConfig) -> bool:
     return True
 
 
+def check_same_held_out(config: TrainConfig, folder: Path) -> None:
+    """Refuse to call photos held out that a run has trained on.
+
+    Args:
+        config: The run's recipe, with what shall differ from it.
+        folder: Of the run.
+
+    Raises:
+        ConfigError: If a key that decides what was held out differs.
+    """
+    # They choose test photos, bounds of groups, or where the same photos lie.
+    free = {"data_root", "test_split", "test_year", "test_list", "head_min", "tail_max", "download", "follow_links"}
+    own = read_config(folder)
+    keys = {field.name for field in fields(DataConfig)} - free | {"seed", "legacy_select_on_test"}
+    if changed := sorted(key for key in keys if getattr(config, key) != getattr(own, key)):
+        raise ConfigError(f"--{changed[0]} would hold out other photos than {folder} did, some it trained on; drop it")
+
+
 def read_config(folder: Path) -> TrainConfig:
     """The resolved recipe of a run.
 
@@ -85,9 +104,13 @@ def save_test_ids(folder: Path, ids: list[str] | None) -> None:
 def read_test_ids(folder: Path) -> list[str] | None:
     """The drawn test photos of a run that has trained; None where its data has a test split, or nothing was trained.
 
+    Args:
+        folder: Of the run, or its `merged/` or `general/`.
+
     Raises:
         ConfigError: If the file is damaged.
     """
+    folder = folder.parent if folder.name in ("merged", "general") else folder
     path = folder / TEST_IDS
     if not path.is_file() or not (list_checkpoints(folder / "checkpoints") or (folder / "merged").is_dir()):
         return None

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 from clip_more.config import TrainConfig
 from clip_more.data.load import LongTailData
-from clip_more.data.photos import PhotoError, Photos, verify_photos
+from clip_more.data.opening import PhotoError
+from clip_more.data.photos import Photos, verify_photos
 from clip_more.data.samplers import ShuffleSampler
 from clip_more.data.transforms import train_transform
 from clip_more.evaluation.predict import image_features

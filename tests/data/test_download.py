@@ -235,11 +235,13 @@ def test_cifar_is_fetched_once(server, monkeypatch, tmp_path):
     assert left(tmp_path) == {f"{CIFAR10.base_folder}/{name}" for name in names}
 
 
-def test_binary_cifar_that_is_there_is_not_fetched(tmp_path):
+def test_binary_cifar_that_is_there_is_not_fetched(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(CIFAR10, "url", f"{server.url}/cifar.tar.gz")
     for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
         (tmp_path / "cifar-10-batches-bin").mkdir(exist_ok=True)
         (tmp_path / "cifar-10-batches-bin" / f"{name}.bin").touch()
     download(TrainConfig(dataset="cifar10"), tmp_path)
+    assert server.asked == []
 
 
 def test_coco_is_fetched_once(coco_server, tmp_path):

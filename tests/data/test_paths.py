@@ -1,8 +1,10 @@
 import os
 
+import PIL.Image
 import pytest
 
-from clip_more.data.paths import PhotoPolicy, Skipped, keep, photo_path
+from clip_more.data.form import make_dataset
+from clip_more.data.paths import PhotoPolicy, Skipped, absent_photos, keep, photo_path
 
 
 @pytest.fixture
@@ -93,3 +95,13 @@ def test_a_broken_link_is_an_absent_photo(tmp_path):
 
 def test_labels_alone_need_no_photo(five, tmp_path):
     assert PhotoPolicy("allow").present(*five, tmp_path, "list.txt") == [0, 1, 2, 3, 4]
+
+
+def test_photos_that_are_no_files_are_found_in_a_selection_too(tmp_path):
+
+    PIL.Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    images = [str(tmp_path / "a.png"), str(tmp_path / "b.png"), str(tmp_path / "c.png")]
+    dataset = make_dataset(images, [[0]] * 3, ["x"])
+    assert absent_photos(dataset) == images[1:]
+    assert absent_photos(dataset.select([2, 0])) == [images[2]]
+    assert absent_photos(make_dataset([PIL.Image.new("RGB", (2, 2))], [[0]], ["x"])) == []

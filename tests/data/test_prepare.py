@@ -20,7 +20,8 @@ from clip_more.data import prepare as prepare_module
 from clip_more.data import shards
 from clip_more.data.form import class_names, label_pairs
 from clip_more.data.load import read_data
-from clip_more.data.photos import Photos, open_photo, undecoded
+from clip_more.data.opening import open_photo
+from clip_more.data.photos import Photos, undecoded
 from clip_more.data.prepare import prepare, read_prepared
 from clip_more.data.transforms import train_transform
 

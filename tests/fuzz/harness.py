@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from clip_more.config import ConfigError
-from clip_more.data.photos import PhotoError
+from clip_more.data.opening import PhotoError
 
 INPUTS = int(os.environ.get("CLIP_MORE_FUZZ", "200"))
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_more.data.form import make_dataset
-from clip_more.data.photos import PhotoError, Photos, open_photo, raw_bytes, raw_pixels
+from clip_more.data.opening import PhotoError, open_photo, raw_bytes, raw_pixels
+from clip_more.data.photos import Photos
 from clip_more.data.transforms import test_transform as judged
 from clip_more.data.transforms import train_transform
 from tests.fuzz.harness import damaged, fuzz, outcome

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from clip_more.config import TrainConfig
 from clip_more.data import prepare as prepare_module
-from clip_more.data.photos import PhotoError, open_photo, undecoded
+from clip_more.data.opening import PhotoError, open_photo
+from clip_more.data.photos import undecoded
 from clip_more.data.prepare import prepare, read_prepared
 from tests.fuzz.harness import damaged, files, fuzz, outcome
 
