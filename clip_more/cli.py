@@ -13,6 +13,7 @@ from typing import Any
 from clip_more import __version__, verbs
 from clip_more.config import SECTIONS, DataConfig, EvaluationConfig, TrainConfig
 from clip_more.recipe import key_type, unknown_key
+from clip_more.training.signals import EXIT_STOPPED, Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print(f"\nstopped{again}", file=sys.stderr)
         return 130
+    except Stopped as stop:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"stopped by {stop}; the same command goes on from there", file=sys.stderr)
+        return EXIT_STOPPED
     except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -171,6 +176,16 @@ def _parser() -> argparse.ArgumentParser:
     zero_shot.add_argument("--out", metavar="FOLDER", help="write the comparison and its figures there")
     zero_shot.add_argument("--json", metavar="FILE", help="write the numbers alone there")
     _add_recipe(zero_shot, _JUDGE)
+
+    runs = _verb(
+        choices,
+        "runs",
+        verbs.runs,
+        "list runs: finished, running, stopped or failed, how far, and the best mAP of each group",
+        "clip-more runs\nclip-more runs /data/runs --json runs.json",
+    )
+    runs.add_argument("folder", nargs="?", default="runs", help="that holds the runs (default: runs)")
+    runs.add_argument("--json", metavar="FILE", help="write the list there too")
 
     compare = _verb(
         choices,

@@ -176,6 +176,20 @@ class MethodConfig:
     alpha_schedule: str = _key(
         "sinusoidal", "Weight of L_MORE over the steps.", choices=("sinusoidal", "cosine", "constant")
     )
+    sampler: str = _key(
+        "instance",
+        "Which photos an epoch draws: instance, each once; square_root and class_balanced, by class counts to the "
+        "power 1/2 and 0; weighted, to the power sampler_exponent; progressive, from instance in the first epoch to "
+        "class_balanced in the last; class_aware, the classes in turn, a few photos of each.",
+        choices=("instance", "square_root", "class_balanced", "weighted", "progressive", "class_aware"),
+    )
+    sampler_exponent: float = _key(0.0, "weighted: q, a class is drawn with probability n^q / sum n^q.")
+    sampler_per_class: int | None = _key(
+        None, "class_aware: photos of a class in turn; 4 with one label a photo, 3 with several, without it."
+    )
+    sampler_unlabelled: float = _key(
+        1.0, "Weight of a photo without a label over the mean weight of the others (class_aware never draws it)."
+    )
 
 
 @dataclass(kw_only=True)
@@ -195,8 +209,18 @@ class OptimiserConfig:
     clip_norm: float = _key(1.0, "Gradients are scaled down to this norm; 0 leaves them.")
     mixed_precision: str = _key("no", "Autocast of the towers.", choices=("no", "bf16", "fp16"))
     seed: int = _key(0, "Of weights, order, augmentation and splits.")
+    not_finite: str = _key(
+        "stop", "At a loss or gradient that is not finite: stop, or skip the step.", choices=("stop", "skip")
+    )
+    max_skipped: int = _key(10, "not_finite: skip stops after all once it has skipped more steps than this.")
     processes: int | None = _key(
         None, "How many processes this recipe needs; the run refuses to start on another number."
+    )
+    distribution: str | None = _key(
+        None,
+        "How they must share the work; the run refuses any other: one process, copies of the model (ddp), or shards of "
+        "it (fsdp2, deepspeed).",
+        choices=("one", "ddp", "fsdp2", "deepspeed"),
     )
 
 
@@ -244,6 +268,12 @@ class RunConfig:
     output_dir: str = _key("runs", "Folder of all runs.")
     eval_every: int = _key(0, "Evaluate every so many steps on the held-out part of train; 0: only at the end.")
     checkpoint_every: int = _key(0, "Checkpoint every so many steps; 0: once an epoch.")
+    keep_checkpoints: int = _key(2, "How many of the last checkpoints are kept; with keep: best that one too.")
+    changed_recipe: str = _key(
+        "refuse",
+        "A run that is named again with another recipe: refused, or accepted and written into the result.",
+        choices=("refuse", "accept"),
+    )
     keep: str = _key(
         "last",
         "Weights that are exported: last step, running average, or best on the held-out part.",
@@ -253,6 +283,8 @@ class RunConfig:
     min_crop: float = _key(0.5, "Smallest share of a photo in a random training crop.")
     flip: bool = _key(True, "Random horizontal flips in training.")
     workers: int = _key(2, "Processes that load photos.")
+    worker_timeout: float = _key(300.0, "Seconds to wait for photos before the run ends, naming them; 0: for ever.")
+    process_timeout: float = _key(1800.0, "Seconds that processes wait for each other before the run ends.")
     log_every: int = _key(10, "Steps between lines of metrics.jsonl; fewer on short runs.")
     trackers: list[str] = _key([], "Accelerate trackers, such as tensorboard.")
     push_to_hub: str | None = _key(None, "Upload merged/ to this Hub repository after the run.")
@@ -330,6 +362,8 @@ def _check_method(config: TrainConfig) -> None:
         return
     if config.discrepancy_gradient == "tail" and config.gradient_checkpointing:
         raise ConfigError("discrepancy_gradient: tail cannot be recomputed; set gradient_checkpointing: false")
+    if config.discrepancy_gradient == "tail" and config.distribution == "fsdp2":
+        raise ConfigError("discrepancy_gradient: tail needs whole weights on each process; use distribution: ddp")
     if config.discrepancy_centred and config.discrepancy_distance == "kl":
         raise ConfigError("discrepancy_centred needs discrepancy_distance: l2")
 
@@ -358,12 +392,16 @@ def _check_numbers(config: TrainConfig) -> None:
             "processes",
             "stream_limit",
             "long_tail_largest",
+            "keep_checkpoints",
+            "sampler_per_class",
+            "process_timeout",
         ),
         ("1 or more", lambda v: v >= 1),
     )
     bounds |= dict.fromkeys(
         ("lr", "lr_tail", "lr_head", "weight_decay", "weight_decay_tail", "clip_norm", "amplitude", "eval_every",
-         "checkpoint_every", "workers", "seed", "data_seed", "bootstrap", "tail_max", "head_min",
+         "checkpoint_every", "workers", "worker_timeout", "max_skipped", "sampler_unlabelled", "seed", "data_seed",
+         "bootstrap", "tail_max", "head_min",
          "asl_gamma_positive", "asl_gamma_negative"),
         ("0 or more", lambda v: v >= 0),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from dataclasses import fields, replace
 from pathlib import Path
@@ -208,6 +209,21 @@ def _names(text: str | None) -> list[str]:
     return read_classes(text) if text and Path(text).is_file() else _parts(text)
 
 
+def runs(options: argparse.Namespace) -> None:
+    """List the runs of a folder."""
+    from clip_more.files import written_aside
+    from clip_more.training.run_list import list_runs, runs_table
+
+    folder = Path(options.folder)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    states = list_runs(folder)
+    print(runs_table(states) if states else f"no runs in {folder}")
+    if options.json:
+        with written_aside(options.json) as aside:
+            aside.write_text(json.dumps([state.to_dict() for state in states], indent=1) + "\n", encoding="utf-8")
+
+
 def compare(options: argparse.Namespace) -> None:
     """Paired difference of two results, by group."""
     from clip_more.evaluation.compare import compare as compare_results
@@ -245,7 +261,8 @@ def _of_checkpoint(options: argparse.Namespace) -> tuple[TrainConfig, Path | Non
             raise ValueError(f"{folder} is not finished: it has no merged checkpoint yet; train it to its end first")
         if options.recipe:
             raise ValueError(f"{folder} is a run and has its own recipe; leave {options.recipe} out")
-        values = read_config(folder).to_dict() | {"processes": None, "trackers": []} | _overrides(options)
+        of_training: dict[str, Any] = {"processes": None, "distribution": None, "trackers": []}
+        values = read_config(folder).to_dict() | of_training | _overrides(options)
         return from_dict(values, origin=str(recipe)), folder
     if not options.recipe:
         raise ValueError(f"{folder} is no run (it has no config.yaml); add a recipe")

@@ -19,11 +19,17 @@ from pathlib import Path
 import torch
 
 from bench_loader import loader
+from bench_memory import memory
 from bench_metrics import metrics
 from bench_rows import Options, Row
 from bench_step import step
 
-SECTIONS: dict[str, Callable[[Options], Iterable[Row]]] = {"step": step, "metrics": metrics, "loader": loader}
+SECTIONS: dict[str, Callable[[Options], Iterable[Row]]] = {
+    "step": step,
+    "memory": memory,
+    "metrics": metrics,
+    "loader": loader,
+}
 
 
 def main() -> None:

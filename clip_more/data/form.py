@@ -98,6 +98,20 @@ def label_pairs(dataset: datasets.Dataset, column: str = "labels") -> tuple[np.n
     return np.repeat(np.arange(len(lists)), lengths), classes
 
 
+def digest(dataset: datasets.Dataset) -> str:
+    """A fingerprint of which photos there are, in which order, with which labels; not of their pixels."""
+    words = hashlib.blake2b(digest_size=16)
+    for name in class_names(dataset):
+        words.update(name.encode() + b"\0")
+    ids = dataset.with_format(None).select_columns("image_id")
+    for start in range(0, len(ids), 10_000):
+        words.update("\0".join(map(str, ids[start : start + 10_000]["image_id"])).encode())
+    for column in ("labels", "unknown"):
+        for array in label_pairs(dataset, column):
+            words.update(len(array).to_bytes(8, "little") + array.tobytes())
+    return words.hexdigest()
+
+
 def keep_classes(dataset: datasets.Dataset, names: Sequence[str]) -> datasets.Dataset:
     """Keep a subset of the classes, in the order given (the `classes:` key of a recipe).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     import datasets
 
 
+# Data workers whose photo in hand is remembered.
+_WORKERS = 1024
+
+
 class Photos(torch.utils.data.Dataset):
     """Samples for a `DataLoader`: `pixel_values (3, H, W)`, `targets (C,)`, `known (C,)` and `index`.
 
@@ -27,9 +32,10 @@ class Photos(torch.utils.data.Dataset):
         dataset: photos and labels in the common form.
         transform: PIL RGB image -> float tensor `(3, H, W)` (or `(V, 3, H, W)`). `Augment` gets the pixels of a
             prepared data set where they lie, and JPEGs decoded no larger than it has use for.
-        seed: With a seed, whatever `transform` draws from torch's CPU generator is drawn from (seed, epoch, index)
-            alone: the same sample comes out for any number of workers and after a resume, and the caller's generator
-            is left as it was. Without one, transforms draw from torch's generator as they find it.
+        seed: With a seed, whatever `transform` draws from torch's CPU generator is drawn from (seed, position) alone,
+            position being the sample's place in the stream of training photos: the same sample comes out for any number
+            of workers and after a resume, and the caller's generator is left as it was. Without one, transforms draw
+            from torch's generator as they find it.
     """
 
     def __init__(
@@ -42,52 +48,59 @@ class Photos(torch.utils.data.Dataset):
         self.seed = seed
         self.num_classes = len(class_names(dataset))
         self._rows = Rows(dataset)
-        # Shared memory: persistent workers are copies made in the first epoch and must see the later ones too.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    @property
-    def epoch(self) -> int:
-        """Which epoch's augmentation is drawn, in every worker; set it before the epoch's iterator is made.
-
-        An attribute, not a `set_epoch`: Accelerate would call that with a count of its own, which a resume sets to 0.
-        """
-        return int(self._epoch)
-
-    @epoch.setter
-    def epoch(self, epoch: int) -> None:
-        self._epoch.fill_(epoch)
+        # Shared memory: the main process reads what its workers write.
+        self._shared = torch.full((1 + _WORKERS, 2), -1, dtype=torch.int64).share_memory_()
+        self._hands = self._shared.numpy()  # (process id, photo), the main process first, then worker by worker
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         """One sample: `pixel_values` float32, `targets` float32, `known` bool, `index` int.
+
+        Args:
+            index: of the photo, which is then its position too; or position and index, as `PhotoStream` has them.
 
         Raises:
             PhotoError: the photo is absent, cut off, or not an image.
         """
+        position, index = index if isinstance(index, tuple) else (index, index)
         index = range(len(self))[int(index)]
         targets = np.zeros(self.num_classes, dtype=np.float32)
         targets[self._rows.labels(index)] = 1.0
         known = np.ones(self.num_classes, dtype=bool)
         known[self._rows.unknown(index)] = False
+        worker = torch.utils.data.get_worker_info()
+        hand = self._hands[0 if worker is None else 1 + worker.id % _WORKERS]
+        hand[:] = os.getpid(), index
+        try:
+            pixel_values = self._pixel_values(index, int(position))
+        finally:
+            hand[1] = -1
         return {
-            "pixel_values": self._pixel_values(index),
+            "pixel_values": pixel_values,
             "targets": torch.from_numpy(targets),
             "known": torch.from_numpy(known),
             "index": index,
         }
 
-    def _pixel_values(self, index: int) -> torch.Tensor:
+    def in_hand(self) -> dict[int, str | None]:
+        """The photo that each process is opening just now, by process id: its path, or its image id; None between two.
+
+        Holds data workers and, as soon as it has opened a photo itself, the main process.
+        """
+        return {pid: None if index < 0 else self._name(index) for pid, index in self._hands.tolist() if pid >= 0}
+
+    def _pixel_values(self, index: int, position: int) -> torch.Tensor:
         content = self._rows.content(index)
         if isinstance(self.transform, Augment):
-            draws = self.transform.draw(self._seed_of(index))
+            draws = self.transform.draw(self._seed_of(position))
             pixels = None if content is None else raw_pixels(content)
             if pixels is None:
                 return self.transform(self._open(index, content, partial(self.transform.reduction, draws=draws)), draws)
             return self.transform(pixels, draws)
         photo = self._open(index, content)
-        seed = self._seed_of(index)
+        seed = self._seed_of(position)
         if seed is None:
             return self.transform(photo)
         before = torch.get_rng_state()
@@ -102,12 +115,22 @@ class Photos(torch.utils.data.Dataset):
         image = {"path": self._rows.path(index), "bytes": content}
         return open_photo(image, self._rows.image_id(index), reduction=reduction)
 
-    def _seed_of(self, index: int) -> int | None:
-        """64 bits of (seed, epoch, index): numpy's SeedSequence takes ten times as long to mix them."""
+    def _seed_of(self, position: int) -> int | None:
+        """64 bits of (seed, position): numpy's SeedSequence takes ten times as long to mix them."""
         if self.seed is None:
             return None
-        words = hashlib.blake2b(b"%d %d %d" % (self.seed, int(self._epoch), index), digest_size=8)
+        words = hashlib.blake2b(b"%d %d" % (self.seed, position), digest_size=8)
         return int.from_bytes(words.digest(), "little")
+
+    def _name(self, index: int) -> str:
+        return self._rows.path(index) or f"(in memory, image_id {self._rows.image_id(index)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_hands"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._hands = self._shared.numpy()
 
 
 def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import numpy as np
 from clip_more.data.profile import ClassProfile
 from clip_more.evaluation.class_labels import name_classes
 from clip_more.evaluation.groups import COLUMNS, GROUPS, split_map
+from clip_more.evaluation.run_events import read_events
 from clip_more.files import written_aside
 
 if TYPE_CHECKING:
@@ -29,6 +28,14 @@ ABOVE: dict[str, Any] = {
     "fontsize": 9,
     "handlelength": 1.6,
 }
+TAIL_SHARE = "Tail share ||BA|| / ||W||"
+PARTS = {"general": (INK, "-"), "tail": ("#d55e00", "-"), "head": ("#0072b2", "-")}
+# A colour a kind of layer; the tower is the stroke.
+LAYERS = {
+    f"{tower}.{kind}": (colour, style)
+    for tower, style in (("vision", "-"), ("text", (0, (2, 1.5))))
+    for kind, colour in (("attention", "#0072b2"), ("mlp", "#d55e00"), ("embedding", "#009e73"))
+} | {"projection": (INK, "-")}
 BANDS = {"tail": "#f1f1ee", "medium": "#ffffff", "head": "#f1f1ee"}
 
 
@@ -98,10 +105,11 @@ def plot_ap_by_frequency(
 
 
 def plot_training(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Draw loss parts, alpha, learning rate and mAP by group over the steps of a ``metrics.jsonl``, to a PNG.
+    """Draw the course of a run over the steps of a ``metrics.jsonl``, to a PNG.
 
-    A step that stands twice (a run resumed from an earlier checkpoint) counts as last written; lines that were cut in
-    the middle are left out.
+    Loss parts, alpha, learning rate, gradient norms by part, the tail's share by group of layers, and mAP by group:
+    those that the file holds. What a resumed run did again counts as last written; lines that were cut in the middle
+    are left out.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -115,18 +123,21 @@ def plot_training(metrics: str | os.PathLike[str], path: str | os.PathLike[str])
         raise ValueError(f"{metrics} holds no 'train' or 'eval' event yet, so there is nothing to draw.")
     rows = [train[step] for step in sorted(train)]
     wide = any(row.get("discrepancy") is not None for row in rows)
-    columns = 1 + wide + bool(evals)
-    figure = _figure((1 + 4.2 * columns, 6.6))
-    left = 0.8 / (1 + 4.2 * columns)
-    grid = figure.add_gridspec(2, columns, left=left, bottom=0.085, right=0.985, top=0.925, hspace=0.28)
-    panels = {"Loss": grid[0, 0], "Learning rate": grid[1, 0]}
-    if evals:
-        panels["mAP x 100"] = grid[:, -1]
-    if wide:
-        panels |= {"Discrepancy": grid[0, 1], "Discrepancy weight alpha": grid[1, 1]}
-    axes = {name: figure.add_subplot(place) for name, place in panels.items()}
+    panels = ["Loss", "Learning rate"]
+    panels += ["Gradient norm"] if any(row.get("gradient_norms") for row in rows) else []
+    panels += ["Discrepancy", "Discrepancy weight alpha"] if wide else []
+    panels += [TAIL_SHARE] if any(row.get("tail_share") for row in rows) else []
+    figure, axes = _panels(panels, ["mAP x 100"] if evals else [])
     _course(axes["Loss"], rows, "loss", INK, smooth=True)
     _course(axes["Learning rate"], rows, "lr", RISE)
+    if "Gradient norm" in axes:
+        _courses(axes["Gradient norm"], rows, "gradient_norms", PARTS, smooth=True)
+        _whole_decades(axes["Gradient norm"])
+        axes["Gradient norm"].legend(ncols=len(PARTS), **ABOVE | {"handlelength": 1.1, "columnspacing": 1.1})
+    if TAIL_SHARE in axes:
+        _courses(axes[TAIL_SHARE], rows, "tail_share", LAYERS)
+        axes[TAIL_SHARE].set_ylim(0, 1.5 * axes[TAIL_SHARE].get_ylim()[1])  # room for the legend above the lines
+        axes[TAIL_SHARE].legend(ncols=2, loc="upper left", frameon=False, fontsize=8.5)
     if evals:
         _maps_over_steps(axes["mAP x 100"], list(evals.values()))
     if wide:
@@ -140,33 +151,29 @@ def plot_training(metrics: str | os.PathLike[str], path: str | os.PathLike[str])
         ax.set_xlim(-0.02 * last, 1.02 * last)
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         _plain(ax)
-        if name not in ("Loss", "mAP x 100") and ax.get_ylim()[0] > 0:
+        if name not in ("Loss", "mAP x 100", "Gradient norm") and ax.get_ylim()[0] > 0:
             ax.set_ylim(bottom=0)  # a constant fills the axis with nothing otherwise
-        if name not in ("Loss", "Discrepancy"):
-            ax.set_xlabel("optimiser step", color=INK)
     _save(figure, path)
 
 
-def read_events(metrics: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The events of a ``metrics.jsonl``, without lines that were cut in the middle."""
-    file = Path(metrics)
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no metrics file at {file}.")
-    events = []
-    lines = file.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            event = json.loads(line)
-        except ValueError as error:
-            if not line.endswith("}"):  # cut by a kill
-                continue
-            raise ValueError(f"{file}, line {number} is not JSON: {error}.") from error
-        if not isinstance(event, dict):
-            raise ValueError(f"{file}, line {number} is not a JSON object.")
-        events.append(event)
-    return events
+def _panels(small: Sequence[str], tall: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
+    """A new figure and its axes by name: small panels column by column, then those as tall as the figure."""
+    height = 3 if len(small) in (3, 5, 6) else 2
+    columns = -(-len(small) // height) + len(tall)
+    width = 1 + 4.2 * columns
+    figure = _figure((width, 3.3 * height))
+    bottom, top = 0.56 / (3.3 * height), 1 - 0.5 / (3.3 * height)
+    grid = figure.add_gridspec(
+        height, columns, left=0.8 / width, bottom=bottom, right=0.985, top=top, hspace=0.28, wspace=0.26
+    )
+    places = {name: grid[n % height, n // height] for n, name in enumerate(small)}
+    places |= {name: grid[:, n - len(tall)] for n, name in enumerate(tall)}
+    axes = {name: figure.add_subplot(place) for name, place in places.items()}
+    for name, place in places.items():
+        below = {other.colspan.start for other in places.values() if other.rowspan.start == place.rowspan.stop}
+        if place.colspan.start not in below:
+            axes[name].set_xlabel("optimiser step", color=INK)
+    return figure, axes
 
 
 def _figure(size: tuple[float, float]) -> Figure:
@@ -287,6 +294,23 @@ def _course(
         steps, values = steps[window - 1 :], (total[window:] - total[:-window]) / window
     marker = "o" if len(values) == 1 else None
     ax.plot(steps, values, color=colour, lw=1.8, ls=style, label=key, marker=marker)
+
+
+def _courses(
+    ax: Axes, rows: Sequence[dict[str, Any]], key: str, lines: dict[str, tuple[str, Any]], *, smooth: bool = False
+) -> None:
+    """The values by name below `key`, a line each."""
+    for name, (colour, style) in lines.items():
+        points = [{"step": row["step"], name: (row.get(key) or {}).get(name)} for row in rows]
+        _course(ax, points, name, colour, smooth=smooth, style=style)
+
+
+def _whole_decades(ax: Axes) -> None:
+    """A log axis between two powers of ten, so that at least two ticks have a label."""
+    low, high = ax.dataLim.minposy, ax.dataLim.ymax
+    if low <= high:  # something is above zero
+        ax.set_yscale("log")
+        ax.set_ylim(10 ** np.floor(np.log10(low)), 10 ** (np.floor(np.log10(high)) + 1))
 
 
 def _maps_over_steps(ax: Axes, events: Sequence[dict[str, Any]]) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from clip_more.data.loading import batches, photo_loader
 from clip_more.data.photos import Photos
 from clip_more.data.transforms import test_transform
 from clip_more.models.classifier import Classifier
@@ -48,6 +48,7 @@ def predict_logits(
     workers: int,
     label: str = "evaluating",
     views: str = "one",
+    worker_timeout: float = 0.0,
 ) -> Predictions:
     """Logits in the order of the data set; the prompts are encoded once.
 
@@ -61,9 +62,15 @@ def predict_logits(
         workers: Processes that decode photos.
         label: Of the progress bar.
         views: Views of a photo whose logits are averaged: `one`, `flip`, `five_crop` or `ten_crop`.
+        worker_timeout: Seconds to wait for photos; 0 for ever.
+
+    Raises:
+        PhotoError: A photo cannot be read, or its worker is stuck or dead.
     """
     with torch.no_grad(), _evaluating(classifier), classifier.head.text_once(classifier.clip):
-        return _run(classifier, classifier.clip, dataset, accelerator, batch_size, workers, label, views)
+        return _run(
+            classifier, classifier.clip, dataset, accelerator, batch_size, workers, label, views, worker_timeout
+        )
 
 
 def image_features(
@@ -75,6 +82,7 @@ def image_features(
     workers: int,
     label: str,
     views: str = "one",
+    worker_timeout: float = 0.0,
 ) -> Predictions:
     """Features (N, D) of every photo, as float32: of unit length, or the mean of its views' unit vectors.
 
@@ -82,7 +90,7 @@ def image_features(
     cosines, so that logits made of it are the views' average, as in `predict_logits`. Arguments as there.
     """
     with torch.no_grad(), _evaluating(clip):
-        return _run(_ImageTower(clip), clip, dataset, accelerator, batch_size, workers, label, views)
+        return _run(_ImageTower(clip), clip, dataset, accelerator, batch_size, workers, label, views, worker_timeout)
 
 
 def preprocessing(clip: Clip) -> dict[str, Any]:
@@ -125,6 +133,7 @@ def _run(
     workers: int,
     label: str,
     views: str,
+    worker_timeout: float,
 ) -> Predictions:
     transform = test_transform(
         clip.image_size,
@@ -135,11 +144,13 @@ def _run(
         views=views,
     )
     photos = Photos(dataset, transform)
-    # A generator of its own: workers draw their seeds from it, not from the one that dropout uses.
-    loader: Any = DataLoader(photos, batch_size=batch_size, num_workers=workers, generator=torch.Generator())
+    loader: Any = photo_loader(photos, workers=workers, timeout=worker_timeout, batch_size=batch_size)
     loader = accelerator.prepare_data_loader(loader)
+    silent = not accelerator.is_main_process or None
     parts = []
-    for batch in tqdm(loader, desc=label, unit="batch", leave=False, disable=not accelerator.is_main_process or None):
+    for batch in tqdm(
+        batches(loader, photos), total=len(loader), desc=label, unit="batch", leave=False, disable=silent
+    ):
         pixels = batch["pixel_values"]
         with accelerator.autocast():
             scores = module(pixels.flatten(0, -4)).float()

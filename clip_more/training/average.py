@@ -1,10 +1,12 @@
 """A running average of the weights (EMA)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from clip_more.training.sharding import gathered, scatter
 
 
 class RunningAverage:
@@ -28,6 +30,18 @@ class RunningAverage:
         decay = min(self.decay, (1 + step) / (10 + step))
         parameters = dict(module.named_parameters())
         torch._foreach_lerp_(list(self.tensors.values()), [parameters[name].data for name in self.tensors], 1 - decay)
+
+    def full(self, everywhere: bool = True) -> dict[str, Tensor]:
+        """The averages as full CPU tensors: a collective call where the module is sharded (see `full_weights`)."""
+        return gathered(self.tensors, everywhere)
+
+    def load(self, averages: Mapping[str, Tensor]) -> None:
+        """Go on from what `full` returned.
+
+        Raises:
+            ValueError: If names or shapes are others; nothing is changed then.
+        """
+        scatter(averages, self.tensors)
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:

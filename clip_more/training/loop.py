@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import set_seed
+from accelerate import Accelerator
+from accelerate.utils import send_to_device, set_seed
 from tqdm import tqdm
 
-from clip_more.config import ConfigError, TrainConfig
+from clip_more.config import TrainConfig
+from clip_more.data.form import digest
 from clip_more.data.load import LongTailData, load_data
+from clip_more.data.loading import batches
 from clip_more.data.paths import write_skipped
 from clip_more.evaluation.average_precision import average_precision, to_scores
 from clip_more.evaluation.groups import split_map
 from clip_more.evaluation.results import versions
 from clip_more.hub import push_folder
 from clip_more.models.clip import load_clip
-from clip_more.training.average import RunningAverage
-from clip_more.training.build import build_classifier, build_task, check_method, parameter_groups
-from clip_more.training.checkpoint import (
-    BEST_WEIGHTS,
-    list_checkpoints,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-    save_weights,
-)
+from clip_more.training.build import build_classifier, build_task, check_method
+from clip_more.training.checkpoint import clean, list_checkpoints, require_space
+from clip_more.training.guards import TrainingError, not_finite, on_main, shared_failure, step_losses
+from clip_more.training.prepared import Prepared, as_number, prepare
 from clip_more.training.processes import make_accelerator
 from clip_more.training.report import judge_untouched, report
 from clip_more.training.run import Run
-from clip_more.training.run_folder import MetricsLog, claim, finished, read_test_ids, save_test_ids
-from clip_more.training.schedule import alpha, warmup_cosine
-from clip_more.training.start import TrainPhotos, head_start, require_readable
+from clip_more.training.run_folder import (
+    MetricsLog,
+    alone,
+    claim,
+    clear_leftovers,
+    finished,
+    read_test_ids,
+    save_test_ids,
+)
+from clip_more.training.schedule import Plan, warmup_cosine
+from clip_more.training.signals import Stopped, StopRequest
+from clip_more.training.start import head_start, require_readable, train_photos
+from clip_more.training.state import Progress, TrainingState
 from clip_more.training.task import LongTailTask
 from clip_more.training.vocabulary import compact_vocabulary
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says since which step, and what is left."""
+from clip_more.training.watch import Throughput, flat, gradient_norms, memory, tail_share
 
 
 def train(config: TrainConfig) -> Path:
@@ -49,171 +51,239 @@ def train(config: TrainConfig) -> Path:
 
     Raises:
         ConfigError: If processes, data, model or run folder are not what the recipe says; nothing is written then.
-        TrainingError: If the loss is no longer finite.
+        TrainingError: If the loss is no longer finite, or another process failed.
+        CheckpointError: If a checkpoint cannot be written, or none can be read.
+        Stopped: If a signal asked for it; the run has saved.
     """
     accelerator = make_accelerator(config)
-    if finished(config):
-        accelerator.print(f"run {config.run_folder} is finished; name another with --run NAME to train again")
-        _push(config, accelerator)
-        return config.run_folder
+    log = MetricsLog(config.run_folder)
+    try:
+        with shared_failure(accelerator), ExitStack() as stack:
+            if finished(config):
+                accelerator.print(f"run {config.run_folder} is finished; name another with --run NAME to train again")
+            else:
+                _train(_open(config, accelerator, log, stack))
+            if config.push_to_hub and accelerator.is_main_process:
+                print(f"uploaded to {push_folder(config.run_folder / 'merged', config.push_to_hub)}")
+    except Stopped:
+        raise
+    except Exception as error:
+        log.write_if_possible("failed", reason=str(error))
+        raise
+    return config.run_folder
+
+
+def _open(config: TrainConfig, accelerator: Accelerator, log: MetricsLog, stack: ExitStack) -> Run:
+    """Data, CLIP, and the run's folder, which is this process's own until `stack` ends; refusals come before it."""
     set_seed(config.seed)
     data = load_data(config, read_test_ids(config.run_folder))
     clip = load_clip(config.model, image_size=config.image_size, geometry=config.geometry, seed=config.seed)
     classifier = build_classifier(config, clip, data.profile)
     check_method(config, classifier, data.profile)
-    with accelerator.main_process_first():
-        folder = claim(config, versions(), writes=accelerator.is_main_process)
-        if accelerator.is_main_process:
-            save_test_ids(folder, data.drawn_test)
-            if data.skipped:
-                write_skipped(data.skipped, folder / "skipped.csv")
-    run = Run(config, accelerator, data, classifier, folder, MetricsLog(folder, accelerator.is_main_process))
-    accelerator.print(f"run {folder} | {clip.source} at {clip.image_size} px | {_describe(data)}")
-
-    # Judging the untouched CLIP and fitting the head open every photo before any is trained on.
+    run = Run(config, accelerator, data, classifier, config.run_folder, log)
+    on_main(accelerator, lambda: _claim(run, stack))
+    accelerator.print(f"run {run.folder} | {clip.source} at {clip.image_size} px | {_describe(data)}")
     classifier.to(accelerator.device)
+    return run
+
+
+def _claim(run: Run, stack: ExitStack) -> None:
+    """Keep others out of the run's folder, and clear away what a kill left half-written."""
+    folder, data = run.folder, run.data
+    stack.enter_context(alone(folder))
+    changes = claim(run.config, versions())
+    run.log.active = True
+    clear_leftovers(folder)
+    clean(run.checkpoints)
+    save_test_ids(folder, data.drawn_test)
+    if data.skipped:
+        write_skipped(data.skipped, folder / "skipped.csv")
+    if changes:
+        run.log.write("recipe_changed", changes=changes)
+        changed = ", ".join(f"{key} from {before!r} to {now!r}" for key, (before, now) in changes.items())
+        data.facts["recipe_changed"] = changed
+        print(f"note: going on under a changed recipe: {changed}")
+
+
+def _train(run: Run) -> None:
+    config, classifier = run.config, run.classifier
+    # Judging the untouched CLIP and fitting the head open every photo before any is trained on.
     before = judge_untouched(run)
     if not list_checkpoints(run.checkpoints):
         if config.head_start == "fit":
             loss = head_start(run)
             run.log.write("head_start", step=0, loss=loss, scale=classifier.head.log_scale.exp().item())
         else:
-            require_readable(data.train)
-
+            require_readable(run.data.train)
     text_is_trained = config.text_tower == "train" and config.tuning in ("full", "more")
-    with compact_vocabulary(clip.model, classifier.head.input_ids) if text_is_trained else nullcontext():
-        task = build_task(config, classifier, data.profile)
-        optimise(run, task)
+    vocabulary = compact_vocabulary(classifier.clip.model, classifier.head.input_ids)
+    with vocabulary if text_is_trained else nullcontext():
+        optimise(run, build_task(config, classifier, run.data.profile))
     report(run, before)
     run.log.write("done")
-    _push(config, accelerator)
-    return folder
 
 
 def optimise(run: Run, task: LongTailTask) -> None:
     """The loop: from the last checkpoint, or from the start, to the last step; leaves the kept weights in `task`."""
-    config, accelerator, log = run.config, run.accelerator, run.log
-    photos = TrainPhotos(config, run.data, run.classifier.clip)
-    optimizer = torch.optim.AdamW(parameter_groups(config, task))
-    wrapped, optimizer, loader = accelerator.prepare(task, optimizer, photos.loader)
-    average = RunningAverage(task, config.ema_decay) if config.keep == "ema" else None
-    steps_an_epoch = math.ceil(len(loader) / config.accumulation)
-    total = config.max_steps or max(1, round(config.epochs * steps_an_epoch))
-    amplitude = config.amplitude * (len(run.data.profile.names) if config.amplitude_normalised else 1)
-    progress: dict[str, Any] = {"step": 0, "best": None, "processes": accelerator.num_processes}
-    if checkpoints := list_checkpoints(run.checkpoints):
-        progress = load_checkpoint(checkpoints[-1], accelerator, task, optimizer, average)
-        if progress["processes"] != accelerator.num_processes:
-            raise ConfigError(
-                f"{checkpoints[-1]} was written by {progress['processes']} processes, but {accelerator.num_processes} "
-                "came up: steps would not mean the same photos. Start as many, or name another run with --run NAME"
-            )
-        accelerator.print(f"going on from {checkpoints[-1]}")
-        log.write("resume", step=progress["step"])
-    step = progress["step"]
-    if config.trackers:
-        accelerator.init_trackers(config.run_name, config=_plain(config))
+    config, accelerator = run.config, run.accelerator
+    prepared = prepare(run, task)
+    wrapped, optimizer = prepared.wrapped, prepared.optimizer
+    data = run.data
+    plan = Plan.of(
+        config,
+        photos=len(data.train),
+        classes=len(data.profile.names),
+        processes=accelerator.num_processes,
+        validates=data.val is not None,
+    )
+    progress = Progress(
+        0, plan.total, plan.photos_a_step, accelerator.num_processes, prepared.distribution, digest(data.train)
+    )
+    state = TrainingState(run, prepared, progress)
+    _start(run, state)
 
+    photos, loader = train_photos(run, progress.step, plan.total)
     bar = tqdm(
-        total=total,
-        initial=step,
+        total=plan.total,
+        initial=progress.step,
         desc=config.run_name,
         unit="step",
         disable=not accelerator.is_main_process or None,
     )
-    wrapped.train()
+    throughput = Throughput()
     window: list[dict[str, Any]] = []
-    while step < total:
-        epoch, done = divmod(step, steps_an_epoch)
-        photos.set_epoch(epoch)
-        for batch in skip_first_batches(loader, done * config.accumulation) if done else loader:
-            weight = alpha(step, total, amplitude, config.alpha_schedule) if task.discrepancy is not None else 0.0
+    wrapped.train()
+    with StopRequest() as stop:
+        for batch in batches(loader, photos):
+            batch = send_to_device(batch, accelerator.device, non_blocking=True)
+            done = progress.step
+            weight = plan.alpha(done) if task.discrepancy is not None else 0.0
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * warmup_cosine(done, plan.total, config.warmup)
             with accelerator.accumulate(wrapped):
                 losses = wrapped(batch, alpha=weight)
                 accelerator.backward(losses["loss"])
-                window.append(losses)
+                window.append({name: losses[name] for name in ("loss", "base", "discrepancy")})
                 if accelerator.sync_gradients:
-                    for group in optimizer.param_groups:
-                        group["lr"] = group["peak_lr"] * warmup_cosine(step, total, config.warmup)
+                    logged = plan.logs(done + 1)
+                    norms = gradient_norms(prepared.trained) if logged else {}
                     norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip_norm or math.inf)
-                    values = _finite_values(run, window, norm, step + 1)
+                    values, stopping = step_losses(accelerator, window, as_number(norm), stop.name is not None)
                     window.clear()
+                    broken = not_finite(values, scaled=accelerator.scaler is not None)
+                    if broken:
+                        _skip_or_stop(run, progress, broken)
+                        optimizer.zero_grad()  # AdamW leaves alone what has no gradient
                 optimizer.step()
                 optimizer.zero_grad()
             if not accelerator.sync_gradients:
                 continue
 
-            step += 1
-            progress["step"] = step
-            run.classifier.head.clamp_scale()
-            if average is not None:
-                average.update(task, step)
+            progress.step = step = done + 1
+            prepared.after_step(step, moved=broken is None)
+            throughput.add(plan.photos_a_step)
             bar.update()
             bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
-            if bar.disable and (step % steps_an_epoch == 0 or step == total):  # a log file, not a terminal
-                accelerator.print(f"step {step} of {total}: loss {values['loss']:.3f}")
-            if step % min(config.log_every, max(1, total // 50)) == 0 or step in (1, total):
-                values |= {"alpha": weight, "lr": optimizer.param_groups[0]["lr"]}
-                log.write("train", step=step, **values)
-                if config.trackers:
-                    accelerator.log({k: v for k, v in values.items() if v is not None}, step=step)
-            if run.data.val is not None and (step == total or (config.eval_every and step % config.eval_every == 0)):
-                with average.applied(task) if average is not None else nullcontext():
-                    _validate(run, task, progress)
-            if step % (config.checkpoint_every or steps_an_epoch) == 0 or step == total:
-                save_checkpoint(run.checkpoints, accelerator, task, optimizer, average, progress)
-            if step == total:
-                break
+            if bar.disable and (step % plan.epoch == 0 or step == plan.total):  # a log file, not a terminal
+                accelerator.print(f"step {step} of {plan.total}: loss {values['loss']:.3f}")
+            if logged:
+                watched = values | {"alpha": weight, "photos_per_second": throughput.reading()}
+                _watch(run, prepared, progress, watched, norms)
+            with throughput.pause():
+                if plan.judges(step):
+                    _validate(run, prepared, state)
+                if stopping or plan.saves(step):
+                    state.save()
+            if stopping and step < plan.total:
+                _stop(run, step, plan.total, stop.name)
     bar.close()
     if config.trackers:
         accelerator.end_training()
-    if average is not None:
-        average.swap(task)
-    elif config.keep == "best":
-        load_weights(task, run.checkpoints / BEST_WEIGHTS)
+    if config.keep == "best":
+        state.load_best()
+    prepared.finish()
 
 
-def _validate(run: Run, task: LongTailTask, progress: dict[str, Any]) -> None:
+def _start(run: Run, state: TrainingState) -> None:
+    """Go on from the last checkpoint, or make sure that there is room for those to come."""
+    config, accelerator, progress = run.config, run.accelerator, state.progress
+    weights, moments = state.bytes()
+    exports = 5 * weights  # general/, tail/, merged/ for transformers and for open_clip, and one aside
+    on_main(accelerator, lambda: require_space(run.folder, weights + moments + exports, "a checkpoint and the exports"))
+    why = state.resume()
+    run.log.write(
+        "start", total=progress.total, photos=len(run.data.train), photos_a_step=progress.photos_a_step,
+        processes=progress.processes, distribution=progress.distribution, precision=config.mixed_precision,
+    )  # fmt: skip
+    if why is not None:
+        accelerator.print(f"going on from step {progress.step}")
+        run.log.write("resume", step=progress.step, offset=progress.offset, exact=not why, why=why or None)
+    if why:
+        accelerator.print(f"note: not bit for bit what one go would have given: {why}")
+        run.data.facts["resumed"] = f"at step {progress.step}, not bit-exact: {why}"
+    elif why is None and accelerator.num_processes > 1:
+        set_seed(config.seed + accelerator.process_index)  # each its own dropout masks
+    if config.trackers:
+        accelerator.init_trackers(config.run_name, config=_plain(config))
+
+
+def _watch(
+    run: Run, prepared: Prepared, progress: Progress, values: dict[str, float | None], norms: dict[str, float]
+) -> None:
+    """One line of metrics.jsonl, and of the trackers."""
+    finite = {name: None if value is None or not math.isfinite(value) else value for name, value in values.items()}
+    watched: dict[str, Any] = {
+        **finite,
+        "gradient_norms": {part: norm for part, norm in norms.items() if math.isfinite(norm)},
+        "tail_share": tail_share(prepared.trained),
+        "lr": prepared.optimizer.param_groups[0]["lr"],
+        "scale": as_number(prepared.head.log_scale.exp()),
+        "memory": memory(run.accelerator.device),
+        "skipped": progress.skipped,
+    }
+    run.log.write("train", step=progress.step, **({"discrepancy": None} | watched))
+    if run.config.trackers:
+        run.accelerator.log(flat(watched), step=progress.step)
+
+
+def _validate(run: Run, prepared: Prepared, state: TrainingState) -> None:
     """mAP on the held-out part of train; the best weights so far are kept where the recipe selects."""
-    predictions = run.logits(run.data.val, "validation")
+    with prepared.judged():
+        predictions = run.logits(run.data.val, "validation")
     ranked = to_scores(predictions.scores, run.config.score)
     ap = average_precision(predictions.targets, ranked, predictions.known, form=run.config.ap)
     maps = split_map(ap, run.data.profile)
     split = "test" if run.config.legacy_select_on_test else "val"
-    run.log.write("eval", step=progress["step"], split=split, map=maps)
-    total = maps["total"] or 0.0
-    if run.config.keep == "best" and (progress["best"] is None or total > progress["best"]):
-        progress["best"] = total
-        if run.accelerator.is_main_process:
-            save_weights(task, run.checkpoints / BEST_WEIGHTS)
+    progress, total = state.progress, maps["total"] or 0.0
+    run.log.write("eval", step=progress.step, split=split, map=maps)
+    if run.config.keep == "best" and (progress.best is None or total > progress.best):
+        progress.best = total
+        state.save_best()
 
 
-def _finite_values(run: Run, window: list[dict[str, Any]], norm: Any, step: int) -> dict[str, float | None]:
-    """Losses of a step (mean over its micro-batches and processes) and the gradient's norm, before weights move.
+def _skip_or_stop(run: Run, progress: Progress, broken: str) -> None:
+    """What a step does whose loss or gradient is not finite, before the weights move.
 
     Raises:
-        TrainingError: If the loss or the gradient is not finite, on all processes alike. Under fp16 an infinite
-            gradient is the scaler's business: it skips the step.
+        TrainingError: On all processes alike.
     """
-    names = [name for name in ("loss", "base", "discrepancy") if window[-1][name] is not None]
-    values = torch.stack([torch.stack([losses[name].detach().float() for losses in window]).mean() for name in names])
-    if run.accelerator.num_processes > 1:
-        values = run.accelerator.reduce(values, reduction="mean")
-    parts = dict(zip(names, values.tolist(), strict=True)) | {"gradient_norm": float(norm)}
-    broken = [name for name, value in parts.items() if not math.isfinite(value)]
-    if broken and not (broken == ["gradient_norm"] and run.config.mixed_precision == "fp16"):
-        last = next(reversed(list_checkpoints(run.checkpoints)), None)
-        shown = ", ".join(f"{name} {value:g}" for name, value in parts.items())
-        raise TrainingError(
-            f"not finite at step {step}: {shown}. A lower lr or amplitude may help. Last good checkpoint: "
-            f"{last or 'none yet'}"
-        )
-    return {"discrepancy": None, **parts, "gradient_norm": None if broken else parts["gradient_norm"]}
+    config, step = run.config, progress.step + 1
+    if config.not_finite == "skip" and progress.skipped < config.max_skipped:
+        progress.skipped += 1
+        run.log.write("skipped", step=step, why=broken)
+        return
+    last = next(reversed(list_checkpoints(run.checkpoints)), None)
+    before = f", after {progress.skipped} skipped steps" if progress.skipped else ""
+    raise TrainingError(
+        f"not finite at step {step}{before}: {broken}. A lower lr or amplitude may help. Last good checkpoint: "
+        f"{last or 'none yet'}"
+    )
 
 
-def _push(config: TrainConfig, accelerator: Accelerator) -> None:
-    if config.push_to_hub and accelerator.is_main_process:
-        print(f"uploaded to {push_folder(config.run_folder / 'merged', config.push_to_hub)}")
+def _stop(run: Run, step: int, total: int, name: str | None) -> None:
+    signal = name or "a signal to another process"
+    run.log.write("stopped", step=step, signal=signal)
+    raise Stopped(f"{signal}: saved at step {step} of {total} in {run.checkpoints}")
 
 
 def _describe(data: LongTailData) -> str:

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from clip_more.data.form import class_names, multi_hot
+from clip_more.data.loading import batches, photo_loader
 from clip_more.data.photos import Photos
+from clip_more.data.samplers import InstanceOrder
+from clip_more.data.stream import PhotoStream
 from clip_more.data.transforms import train_transform
 from clip_more.files import filled_aside
 from clip_more.models.clip import Clip
@@ -49,6 +52,7 @@ def pretrain(
     min_crop: float = 0.8,
     flip: bool = False,
     workers: int = 0,
+    worker_timeout: float = 0.0,
     seed: int = 0,
     log_every: int = 50,
     log: Callable[[dict[str, float]], None] | None = None,
@@ -71,6 +75,7 @@ def pretrain(
         min_crop: Smallest share of a photo's area in a random crop.
         flip: Random horizontal flips.
         workers: Processes that load photos.
+        worker_timeout: Seconds to wait for photos; 0 for ever.
         seed: Of order and augmentation.
         log_every: Steps between records.
         log: Called with each record, on the main process.
@@ -82,10 +87,10 @@ def pretrain(
     Raises:
         ValueError: The objective is unknown, or its texts are absent or of another number than photos or classes.
         RuntimeError: The loss is no longer finite.
+        PhotoError: A photo cannot be read, or its worker is stuck or dead.
     """
     from accelerate import Accelerator
-    from accelerate.utils import set_seed
-    from torch.utils.data import DataLoader
+    from accelerate.utils import send_to_device, set_seed
     from tqdm import tqdm
 
     texts = _tokenized(clip, dataset, objective, prompts, captions)
@@ -93,48 +98,46 @@ def pretrain(
     set_seed(seed)
     transform = train_transform(clip.image_size, clip.image_mean, clip.image_std, min_scale=min_crop, flip=flip)
     photos = Photos(dataset, transform, seed=seed)
-    loader: Any = DataLoader(
-        photos, batch_size, shuffle=True, num_workers=workers, drop_last=len(photos) > batch_size,
-        persistent_workers=workers > 0, generator=torch.Generator().manual_seed(seed),
-    )  # fmt: skip
+    stream = PhotoStream(
+        InstanceOrder(len(photos), seed),
+        batch_size,
+        processes=accelerator.num_processes,
+        rank=accelerator.process_index,
+        steps=steps,
+    )
+    loader = photo_loader(photos, workers=workers, timeout=worker_timeout, batch_sampler=stream)
     if objective == "sigmoid":
         with torch.no_grad():
             clip.model.logit_scale.fill_(math.log(10))  # where SigLIP starts
     with compact_vocabulary(clip.model, texts):
         task = PretrainTask(clip, texts, objective, bias=_mean_log_odds(dataset)).train()
         optimizer = torch.optim.AdamW(_parameter_groups(task, weight_decay), lr=lr, betas=(0.9, 0.98))
-        wrapped, optimizer, loader = accelerator.prepare(task, optimizer, loader)
+        wrapped, optimizer = accelerator.prepare(task, optimizer)
         records: list[dict[str, float]] = []
         losses: list[Tensor] = []
-        step = 0
         bar = tqdm(total=steps, desc="pretrain", unit="step", disable=not accelerator.is_main_process or None)
-        while step < steps:
-            photos.epoch = step // len(loader)
-            for batch in loader:
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * warmup_cosine(step, steps, warmup)
-                loss = wrapped(batch)
-                accelerator.backward(loss)
-                accelerator.clip_grad_norm_(wrapped.parameters(), clip_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-                with torch.no_grad():
-                    clip.model.logit_scale.clamp_(max=MAX_LOG_SCALE)
-                step += 1
-                losses.append(loss.detach())
-                bar.update()
-                if step % log_every == 0 or step == steps:
-                    mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-                    losses.clear()
-                    if not math.isfinite(mean):
-                        raise RuntimeError(f"the loss is {mean} by step {step}; lower lr, now {lr:g}")
-                    rate, scale = optimizer.param_groups[0]["lr"], clip.model.logit_scale.exp().item()
-                    records.append({"step": step, "loss": mean, "lr": rate, "scale": scale})
-                    bar.set_postfix(loss=f"{mean:.3f}", scale=f"{scale:.1f}")
-                    if log is not None and accelerator.is_main_process:
-                        log(records[-1])
-                if step == steps:
-                    break
+        for step, batch in enumerate(batches(loader, photos), start=1):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * warmup_cosine(step - 1, steps, warmup)
+            loss = wrapped(send_to_device(batch, accelerator.device))
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(wrapped.parameters(), clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                clip.model.logit_scale.clamp_(max=MAX_LOG_SCALE)
+            losses.append(loss.detach())
+            bar.update()
+            if step % log_every == 0 or step == steps:
+                mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+                losses.clear()
+                if not math.isfinite(mean):
+                    raise RuntimeError(f"the loss is {mean} by step {step}; lower lr, now {lr:g}")
+                rate, scale = optimizer.param_groups[0]["lr"], clip.model.logit_scale.exp().item()
+                records.append({"step": step, "loss": mean, "lr": rate, "scale": scale})
+                bar.set_postfix(loss=f"{mean:.3f}", scale=f"{scale:.1f}")
+                if log is not None and accelerator.is_main_process:
+                    log(records[-1])
         bar.close()
     clip.eval()
     return records
@@ -175,12 +178,19 @@ def pretrain_from_recipe(
     accelerator.print(f"pretraining {clip.source} on {photos}, {objective} loss")
     records = pretrain(
         clip, data.train, prompts=prompts, captions=label_sentences(data.train), objective=objective, steps=steps,
-        min_crop=config.min_crop, flip=config.flip, workers=config.workers, seed=config.seed, accelerator=accelerator,
+        min_crop=config.min_crop, flip=config.flip, workers=config.workers,
+        worker_timeout=config.worker_timeout, seed=config.seed, accelerator=accelerator,
     )  # fmt: skip
     scale = float(clip.model.logit_scale.detach().exp())
     classifier = Classifier(clip, PromptHead(clip, prompts, scale)).to(accelerator.device)
     found = predict_logits(
-        classifier, data.test, accelerator, batch_size=config.batch_size, workers=config.workers, label="zero-shot"
+        classifier,
+        data.test,
+        accelerator,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        worker_timeout=config.worker_timeout,
+        label="zero-shot",
     )
     ap = average_precision(found.targets, found.scores, found.known)
     accelerator.print(format_table([("zero-shot", split_map(ap, data.profile))], profile=data.profile))

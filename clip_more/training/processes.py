@@ -1,8 +1,10 @@
 """The processes of a run: what came up, compared with what was asked for."""
 
 import os
+from datetime import timedelta
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from clip_more.config import ConfigError, TrainConfig
 
@@ -11,13 +13,15 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """The accelerator of a recipe, its processes compared with those asked for.
 
     Raises:
-        ConfigError: If another number of processes came up; launchers do this silently.
+        ConfigError: If another number of processes, or another kind of distribution, came up; launchers do this
+            silently.
     """
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.accumulation,
         log_with=config.trackers or None,
         project_dir=str(config.run_folder) if config.trackers else None,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_timeout))],
     )
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
@@ -31,4 +35,30 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             f"`accelerate launch --num_processes {config.processes} -m clip_more.cli train ...` "
             "(on CPUs: ACCELERATE_USE_CPU=true in front, and --multi_gpu)"
         )
+    came_up = distribution(config, accelerator)
+    if config.distribution not in (None, came_up):
+        raise ConfigError(
+            f"the recipe asks for distribution {config.distribution}, but {came_up} came up "
+            f"({accelerator.num_processes} processes on {accelerator.device.type}); recipes/README.md shows how each "
+            "is started"
+        )
     return accelerator
+
+
+def distribution(config: TrainConfig, accelerator: Accelerator) -> str:
+    """How the processes that came up share the work: `one`, `ddp`, `fsdp2` or `deepspeed`.
+
+    Raises:
+        ConfigError: Under FSDP version 1.
+    """
+    kind = accelerator.distributed_type
+    if kind == DistributedType.NO:
+        return "one"
+    if kind == DistributedType.DEEPSPEED:
+        return "deepspeed"
+    if kind == DistributedType.FSDP:
+        if not accelerator.is_fsdp2:
+            raise ConfigError("FSDP version 1 came up; set fsdp_version: 2, as recipes/accelerate/fsdp2.yaml does")
+        return "fsdp2"
+    # On CPUs Accelerate knows no FSDP: the trainer shards by itself.
+    return "fsdp2" if config.distribution == "fsdp2" and accelerator.device.type == "cpu" else "ddp"

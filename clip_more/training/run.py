@@ -52,6 +52,7 @@ class Run:
             self.accelerator,
             batch_size=config.batch_size,
             workers=config.workers,
+            worker_timeout=config.worker_timeout,
             label=label,
             views=config.views,
         )

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import re
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from clip_more.config import ConfigError, DataConfig, TrainConfig
 from clip_more.files import written_aside
-from clip_more.training.checkpoint import list_checkpoints
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two trainers apart there
+    fcntl = None  # type: ignore[assignment]
+
+_LOCK = ".lock"
+_ASIDE = re.compile(r"\..+\.(\d+(\.\w+)?|(new|old)-\d+)")
 
 # Test logits of the untouched CLIP, below the folder of a run that is not finished yet.
 ZERO_SHOT = "report/zero_shot.safetensors"
@@ -20,37 +33,52 @@ ZERO_SHOT = "report/zero_shot.safetensors"
 TEST_IDS = "test_ids.json"
 
 # Keys that may change between two starts of a run without making it another run.
-_FREE = {"data_root", "output_dir", "run", "workers", "log_every", "trackers", "push_to_hub", "checkpoint_every"}
+_FREE = {
+    "data_root", "output_dir", "run", "workers", "log_every", "trackers", "push_to_hub", "checkpoint_every",
+    "keep_checkpoints", "changed_recipe", "worker_timeout", "process_timeout",
+}  # fmt: skip
+# Keys that share the same photos of a step out otherwise; their product is compared when the checkpoint is read.
+_SHARES = {"processes", "distribution", "batch_size", "accumulation"}
 
 
-def claim(config: TrainConfig, versions: dict[str, str], writes: bool = True) -> Path:
-    """Make the run's folder, or recognise it as this recipe's own.
+def claim(config: TrainConfig, versions: dict[str, str]) -> dict[str, list[Any]]:
+    """Make the run's folder, or recognise it as this recipe's own; on the main process alone.
 
-    As long as nothing was trained, the recipe of a folder may still change.
+    As long as nothing was trained, the recipe of a folder may still change; after that only with
+    `changed_recipe: accept`.
 
     Args:
         config: The recipe.
         versions: Of Python and the libraries, written beside it.
-        writes: Whether this process is the one that writes.
+
+    Returns:
+        What was accepted: key to its value before and now.
 
     Raises:
-        ConfigError: If it belongs to another recipe (the differing keys are shown), or holds foreign files.
+        ConfigError: If it belongs to another recipe (the difference is shown), or holds foreign files.
     """
     folder = config.run_folder
     recipe = folder / "config.yaml"
-    if recipe.exists() and list_checkpoints(folder / "checkpoints"):
-        _same_recipe(recipe, config)
-        return folder
+    changes: dict[str, list[Any]] = {}
+    if recipe.exists() and has_trained(folder):
+        changes = changed_keys(recipe, config)
+        if changes and config.changed_recipe == "refuse":
+            raise ConfigError(_difference(folder, changes))
+        if changes or any(_read(recipe).get(key) != config.to_dict()[key] for key in _SHARES):
+            _write_recipe(recipe, config, versions)
+        return changes
     foreign = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
     if foreign and not recipe.exists():
         raise ConfigError(f"{folder} is not empty and holds no run; name another with --run NAME")
-    if writes:
-        for stale in (folder / ZERO_SHOT, folder / TEST_IDS, folder / "metrics.jsonl"):
-            stale.unlink(missing_ok=True)
-        text = yaml.safe_dump({"config": config.to_dict(), "versions": versions}, sort_keys=False, allow_unicode=True)
-        with written_aside(recipe) as aside:
-            aside.write_text(text, encoding="utf-8")
-    return folder
+    for stale in (folder / ZERO_SHOT, folder / TEST_IDS, folder / "metrics.jsonl"):
+        stale.unlink(missing_ok=True)
+    _write_recipe(recipe, config, versions)
+    return changes
+
+
+def has_trained(folder: Path) -> bool:
+    """Whether a run has a checkpoint, intact or not."""
+    return any((folder / "checkpoints").glob("*step_*"))
 
 
 def finished(config: TrainConfig) -> bool:
@@ -61,7 +89,82 @@ def finished(config: TrainConfig) -> bool:
     """
     if not (config.run_folder / "report" / "results.json").exists():
         return False
-    _same_recipe(config.run_folder / "config.yaml", config)
+    if changes := changed_keys(config.run_folder / "config.yaml", config):
+        raise ConfigError(_difference(config.run_folder, changes, finished=True))
+    return True
+
+
+def changed_keys(recipe: Path, config: TrainConfig) -> dict[str, list[Any]]:
+    """Keys whose values make another run of it: key to [value in the file, value now].
+
+    A key that the file lacks (it was written by an older clip_more) had its default.
+    """
+    before, now, defaults = _read(recipe), config.to_dict(), TrainConfig().to_dict()
+    keys = [key for key in now if key not in _FREE | _SHARES and before.get(key, defaults[key]) != now[key]]
+    return {key: [before.get(key, defaults[key]), now[key]] for key in keys}
+
+
+def _difference(folder: Path, changes: dict[str, list[Any]], finished: bool = False) -> str:
+    width = max(len(key) for key in changes)
+    lines = [f"    {key.ljust(width)}  {before!r} there, {now!r} now" for key, (before, now) in changes.items()]
+    accept = "" if finished else "; go on under the new recipe with --changed_recipe accept"
+    title = f"{folder} is a{' finished' if finished else ''} run of another recipe:"
+    return "\n".join([title, *lines, f"Name this one with --run NAME{accept}; or delete that folder."])
+
+
+def _write_recipe(recipe: Path, config: TrainConfig, versions: dict[str, str]) -> None:
+    text = yaml.safe_dump({"config": config.to_dict(), "versions": versions}, sort_keys=False, allow_unicode=True)
+    with written_aside(recipe) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Inside, no other trainer can take this run: two of them would write one folder in turns.
+
+    The lock is the process's own (data workers do not inherit it) and goes with it, whatever ends it.
+
+    Raises:
+        ConfigError: If another process trains this run now.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("a+", encoding="utf-8") as file:
+        if not (_take(file) and os.path.samestat(os.fstat(file.fileno()), os.stat(folder / _LOCK))):
+            file.seek(0)
+            who = file.read().strip() or "another process"
+            raise ConfigError(f"{folder} is being trained by {who}; wait for it, or name another run with --run NAME")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            (folder / _LOCK).unlink(missing_ok=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a kill left half-written: files and folders under the names of `clip_more.files`."""
+    for path in [*folder.glob(".*"), *folder.glob("*/.*")]:
+        if _ASIDE.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def locked(folder: Path) -> bool:
+    """Whether a process trains this run now (as far as this machine can tell)."""
+    try:
+        with (folder / _LOCK).open("r+", encoding="utf-8") as file:
+            return not _take(file)
+    except OSError:
+        return False
+
+
+def _take(file: IO[str]) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
     return True
 
 
@@ -112,7 +215,7 @@ def read_test_ids(folder: Path) -> list[str] | None:
     """
     folder = folder.parent if folder.name in ("merged", "general") else folder
     path = folder / TEST_IDS
-    if not path.is_file() or not (list_checkpoints(folder / "checkpoints") or (folder / "merged").is_dir()):
+    if not path.is_file() or not (has_trained(folder) or (folder / "merged").is_dir()):
         return None
     try:
         ids = json.loads(path.read_text(encoding="utf-8"))
@@ -128,10 +231,10 @@ class MetricsLog:
 
     Args:
         folder: Of the run.
-        active: Whether this process writes.
+        active: Whether this process writes; only the one does that has claimed the folder.
     """
 
-    def __init__(self, folder: Path, active: bool) -> None:
+    def __init__(self, folder: Path, active: bool = False) -> None:
         self.path = folder / "metrics.jsonl"
         self.active = active
 
@@ -145,16 +248,16 @@ class MetricsLog:
             line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, allow_nan=False)
             file.write(("\n" * cut + line + "\n").encode())
 
+    def write_if_possible(self, event: str, **values: Any) -> None:
+        """The same where a full disk, say, is no reason to fail: another failure is being reported."""
+        with suppress(OSError):
+            self.write(event, **values)
 
-def _same_recipe(recipe: Path, config: TrainConfig) -> None:
-    before, now = _read(recipe), config.to_dict()
-    changed = [key for key in now if key not in _FREE and before.get(key) != now[key]]
-    if changed:
-        shown = "; ".join(f"{key}: {before.get(key)!r} there, {now[key]!r} now" for key in changed)
-        raise ConfigError(
-            f"{recipe.parent} is a run of another recipe ({shown}); name this one with "
-            "--run NAME, or delete that folder"
-        )
+    def offset(self) -> int:
+        """Bytes written so far, on disk: what stands behind them was not yet, when this was asked."""
+        with self.path.open("a+b") as file:
+            os.fsync(file.fileno())
+            return file.tell()
 
 
 def _read(recipe: Path) -> dict[str, Any]:

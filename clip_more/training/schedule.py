@@ -1,6 +1,11 @@
-"""What changes with the optimiser step: the weight of L_MORE and the learning rate."""
+"""What changes with the optimiser step: the weight of L_MORE, the learning rate, and what is due after it."""
+
+from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+
+from clip_more.config import TrainConfig
 
 ALPHA_SCHEDULES = ("sinusoidal", "cosine", "constant")
 
@@ -29,3 +34,54 @@ def warmup_cosine(step: int, total: int, warmup: float) -> float:
     if step < rise:
         return (step + 1) / rise
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a run.
+
+    Attributes:
+        config: The recipe.
+        photos_a_step: Over all processes and micro-batches.
+        epoch: Steps that show every photo once, rounded up.
+        total: Steps of the run.
+        amplitude: Peak weight of L_MORE, A.
+        validates: Whether there is a held-out part to judge on.
+    """
+
+    config: TrainConfig
+    photos_a_step: int
+    epoch: int
+    total: int
+    amplitude: float
+    validates: bool
+
+    @classmethod
+    def of(cls, config: TrainConfig, *, photos: int, classes: int, processes: int, validates: bool) -> Plan:
+        """The plan of a recipe for this many train photos, classes and processes."""
+        photos_a_step = processes * config.batch_size * config.accumulation
+        return cls(
+            config,
+            photos_a_step,
+            epoch=math.ceil(photos / photos_a_step),
+            total=config.max_steps or max(1, round(config.epochs * photos / photos_a_step)),
+            amplitude=config.amplitude * (classes if config.amplitude_normalised else 1),
+            validates=validates,
+        )
+
+    def alpha(self, step: int) -> float:
+        """Weight of L_MORE when `step` steps are done."""
+        return alpha(step, self.total, self.amplitude, self.config.alpha_schedule)
+
+    def logs(self, step: int) -> bool:
+        """Whether step `step` gets a line in metrics.jsonl."""
+        return step % min(self.config.log_every, max(1, self.total // 50)) == 0 or step in (1, self.total)
+
+    def judges(self, step: int) -> bool:
+        """Whether the held-out part is judged after step `step`."""
+        every = self.config.eval_every
+        return self.validates and (step == self.total or (every > 0 and step % every == 0))
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is written after step `step`."""
+        return step % (self.config.checkpoint_every or self.epoch) == 0 or step == self.total

@@ -1,4 +1,4 @@
-"""What a run needs before step 0: train photos in order, and a head that starts near its optimum."""
+"""What a run needs before its first step: train photos in order, and a head that starts near its optimum."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from clip_more.config import TrainConfig
-from clip_more.data.load import LongTailData
+from clip_more.data.form import label_pairs
+from clip_more.data.loading import photo_loader
 from clip_more.data.opening import PhotoError
 from clip_more.data.photos import Photos, verify_photos
-from clip_more.data.samplers import ShuffleSampler
+from clip_more.data.samplers import make_order
+from clip_more.data.stream import PhotoStream
 from clip_more.data.transforms import train_transform
 from clip_more.evaluation.predict import image_features
-from clip_more.models.clip import Clip
 from clip_more.training.run import Run
 
 if TYPE_CHECKING:
@@ -25,37 +25,48 @@ if TYPE_CHECKING:
 HEAD_START_PHOTOS = 20_000
 
 
-class TrainPhotos:
-    """Augmented train photos in shuffled batches.
+def train_photos(run: Run, start: int, steps: int) -> tuple[Photos, DataLoader]:
+    """This process's augmented train photos, from optimiser step `start` to `steps`, and the batches they come in.
 
-    Attributes:
-        loader: Batches of `pixel_values`, `targets`, `known` and `index`.
+    Batches hold `pixel_values`, `targets`, `known` and `index`; `accumulation` of them are a step.
     """
-
-    def __init__(self, config: TrainConfig, data: LongTailData, clip: Clip) -> None:
-        transform = train_transform(
-            clip.image_size,
-            clip.image_mean,
-            clip.image_std,
-            min_scale=config.min_crop,
-            flip=config.flip,
-            interpolation=clip.interpolation,
-        )
-        self._photos = Photos(data.train, transform, seed=config.seed)
-        self._sampler = ShuffleSampler(len(self._photos), config.seed)
-        self.loader = DataLoader(
-            self._photos,
-            batch_size=config.batch_size,
-            sampler=self._sampler,
-            num_workers=config.workers,
-            persistent_workers=config.workers > 0,
-            # A generator of its own: workers draw their seeds from it, so that dropout's stream survives a resume.
-            generator=torch.Generator(),
-        )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Order and augmentation of this epoch, from the loader's next iterator on."""
-        self._sampler.epoch = self._photos.epoch = epoch
+    config, accelerator, clip = run.config, run.accelerator, run.classifier.clip
+    transform = train_transform(
+        clip.image_size,
+        clip.image_mean,
+        clip.image_std,
+        min_scale=config.min_crop,
+        flip=config.flip,
+        interpolation=clip.interpolation,
+    )
+    photos = Photos(run.data.train, transform, seed=config.seed)
+    stream = PhotoStream(
+        make_order(
+            config.sampler,
+            label_pairs(run.data.train),
+            len(photos),
+            seed=config.seed,
+            exponent=config.sampler_exponent,
+            per_class=config.sampler_per_class,
+            unlabelled=config.sampler_unlabelled,
+            epochs=config.epochs,
+            single_label=config.task == "single_label",
+        ),
+        config.batch_size,
+        accumulation=config.accumulation,
+        processes=accelerator.num_processes,
+        rank=accelerator.process_index,
+        start=start,
+        steps=steps,
+    )
+    loader = photo_loader(
+        photos,
+        workers=config.workers,
+        timeout=config.worker_timeout,
+        batch_sampler=stream,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    return photos, loader
 
 
 def head_start(run: Run) -> float:
@@ -64,7 +75,11 @@ def head_start(run: Run) -> float:
     if len(train) > HEAD_START_PHOTOS:
         rows = np.random.default_rng(config.seed).permutation(len(train))[:HEAD_START_PHOTOS]
         train = train.select(np.sort(rows))
-    options: dict[str, Any] = {"batch_size": config.batch_size, "workers": config.workers}
+    options: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "workers": config.workers,
+        "worker_timeout": config.worker_timeout,
+    }
     features = image_features(classifier.clip, train, run.accelerator, label="head start", **options)
     with torch.no_grad():
         text = classifier.head.text_features(classifier.clip).cpu().numpy()

@@ -7,7 +7,6 @@ import pytest
 
 from clip_more.data.profile import ClassProfile
 from clip_more.evaluation import plot_ap_by_frequency, plot_training, plots
-from clip_more.evaluation.plots import read_events
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -124,9 +123,76 @@ def test_resumed_step_counts_as_last_written(monkeypatch, tmp_path):
     assert loss.get_ydata().tolist() == [1.0, 3.0, 1.0]
 
 
-def test_last_line_cut_in_the_middle_is_left_out(tmp_path):
-    path = lines(tmp_path, [step(1), step(2)], end='\n{"event": "tra')
-    assert [event["step"] for event in read_events(path)] == [1, 2]
+def watched(n, **values):
+    share = {"vision.attention": 0.01 * n, "projection": 0.02 * n}
+    return step(n, gradient_norms={"general": 4.0, "tail": 0.5 / n, "head": 0.1}, tail_share=share) | values
+
+
+def panels(monkeypatch, tmp_path, events):
+    """Title to axes of the training figure."""
+    pytest.importorskip("matplotlib")
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    plot_training(lines(tmp_path, events), tmp_path / "t.png")
+    return {ax.get_title(loc="left"): ax for ax in figures[0].axes}
+
+
+def test_gradient_norms_and_tail_share_have_a_panel_with_a_line_a_part(monkeypatch, tmp_path):
+    axes = panels(monkeypatch, tmp_path, [watched(1), watched(2), watched(4)])
+    norms = {line.get_label(): line.get_ydata().tolist() for line in axes["Gradient norm"].lines}
+    assert norms == {"general": [4.0] * 3, "tail": [0.5, 0.25, 0.125], "head": [0.1] * 3}
+    share = {line.get_label(): line.get_ydata().tolist() for line in axes[plots.TAIL_SHARE].lines}
+    assert share == {"vision.attention": [0.01, 0.02, 0.04], "projection": [0.02, 0.04, 0.08]}
+
+
+def test_a_part_that_a_step_lacks_leaves_a_gap_and_not_the_line(monkeypatch, tmp_path):
+    axes = panels(monkeypatch, tmp_path, [watched(1), watched(2, gradient_norms={"head": 0.1}), watched(4)])
+    (tail,) = (line for line in axes["Gradient norm"].lines if line.get_label() == "tail")
+    assert tail.get_xdata().tolist() == [1, 4]
+
+
+@pytest.mark.parametrize("norm", [0.0, 3.0, 1e-12])
+def test_the_log_axis_of_gradient_norms_has_labels_whatever_they_are(norm, monkeypatch, tmp_path):
+    parts = {"general": norm, "head": norm}
+    ax = panels(monkeypatch, tmp_path, [watched(1, gradient_norms=parts), watched(2, gradient_norms=parts)])[
+        "Gradient norm"
+    ]
+    low, high = ax.get_ylim()
+    assert sum(low <= tick <= high for tick in ax.get_yticks()) >= 2
+
+
+SMALL = ["Loss", "Learning rate", "Gradient norm", "Discrepancy", "Discrepancy weight alpha", plots.TAIL_SHARE]
+
+
+@pytest.mark.parametrize(
+    ("events", "titles"),
+    [
+        ([step(1, discrepancy=None)], ["Loss", "Learning rate"]),
+        ([step(1)], ["Loss", "Learning rate", "Discrepancy", "Discrepancy weight alpha"]),
+        ([watched(1, discrepancy=None, tail_share={})], ["Loss", "Learning rate", "Gradient norm"]),
+        ([watched(1, discrepancy=None)], ["Loss", "Learning rate", "Gradient norm", plots.TAIL_SHARE]),
+        (
+            [watched(1), {"event": "eval", "step": 1, "split": "val", "map": {"total": 0.5}}],
+            [
+                "Loss",
+                "Learning rate",
+                "Gradient norm",
+                "Discrepancy",
+                "Discrepancy weight alpha",
+                plots.TAIL_SHARE,
+                "mAP x 100",
+            ],
+        ),
+    ],
+    ids=["full-old", "more-old", "full", "lora", "more"],
+)
+def test_what_a_run_has_is_drawn_side_by_side_and_nothing_else(events, titles, monkeypatch, tmp_path):
+    axes = panels(monkeypatch, tmp_path, events)
+    assert list(axes) == titles
+    places = [ax.get_tightbbox() for ax in axes.values()]
+    assert not any(a.overlaps(b) for n, a in enumerate(places) for b in places[:n])
+    columns = {ax.get_subplotspec().colspan.start for ax in axes.values()}
+    assert sum(bool(ax.get_xlabel()) for ax in axes.values()) == len(columns)
 
 
 def test_bad_metrics_files_are_named(tmp_path):
@@ -135,13 +201,6 @@ def test_bad_metrics_files_are_named(tmp_path):
         plot_training(tmp_path / "absent.jsonl", tmp_path / "t.png")
     with pytest.raises(ValueError, match="holds no 'train' or 'eval' event yet"):
         plot_training(lines(tmp_path, [{"event": "start"}]), tmp_path / "t.png")
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"event": train}\n{}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is not JSON"):
-        read_events(path)
-    path.write_text("[1]\n")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is not a JSON object"):
-        read_events(path)
 
 
 def test_absent_matplotlib_names_the_extra(monkeypatch, tmp_path):

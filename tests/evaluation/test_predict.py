@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -110,3 +112,17 @@ def test_preprocessing_is_the_clips_own():
     assert (found["geometry"], found["interpolation"], found["image_size"]) == ("pad", "bilinear", 64)
     assert found["image_mean"] == [0.5, 0.25, 0.125]
     assert found["image_std"] == pytest.approx([0.2686, 0.2613, 0.2758], abs=1e-4)
+
+
+def test_a_photo_that_a_worker_is_stuck_at_is_named(classifier, tmp_path):
+    from clip_more.data.opening import PhotoError
+    from clip_more.evaluation.predict import image_features
+
+    stuck = str(tmp_path / "stuck.png")
+    os.mkfifo(stuck)  # nobody writes
+    photos = make_dataset([stuck], [[0]], NAMES)
+    options = {"batch_size": 2, "workers": 1, "worker_timeout": 0.5}
+    with pytest.raises(PhotoError, match=rf"no batch came for 0\.5 s; the data workers are stuck at {stuck}"):
+        predict_logits(classifier, photos, Accelerator(), **options)
+    with pytest.raises(PhotoError, match=stuck):
+        image_features(classifier.clip, photos, Accelerator(), label="", **options)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from clip_more.config import TrainConfig
 from clip_more.data.digits import DIGIT_CLASSES, read_digits
 from clip_more.data.form import make_dataset, multi_hot
+from clip_more.data.loading import batches
 from clip_more.data.photos import Photos
 from clip_more.data.transforms import test_transform as plain_transform
 from clip_more.evaluation.average_precision import average_precision
@@ -55,6 +56,20 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(scenes):
         states.append(clip.model.state_dict())
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert not all(torch.equal(value, states[2][name]) for name, value in states[0].items())
+
+
+def test_every_photo_is_seen_once_an_epoch_which_may_end_inside_a_step(scenes, monkeypatch):
+    seen = []
+
+    def recorded(loader, photos):
+        for batch in batches(loader, photos):
+            seen.extend(batch["index"].tolist())
+            yield batch
+
+    monkeypatch.setattr("clip_more.training.pretrain.batches", recorded)
+    pretrain(load_clip("tiny"), scenes, prompts=PROMPTS, steps=8, batch_size=24)
+    assert [sorted(seen[start : start + 64]) for start in (0, 64, 128)] == [list(range(64))] * 3
+    assert seen[:64] != seen[64:128]
 
 
 def test_records_reach_the_caller_as_they_are_made(scenes):

@@ -1,10 +1,14 @@
-"""Two real CPU processes over gloo, started as recipes/README.md says."""
+"""Two real CPU processes over gloo: started as recipes/README.md says, or forked where only their number matters."""
 
 import json
 import os
+import re
+import shlex
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,45 +19,86 @@ import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from clip_more.cli import main
 from clip_more.models.clip import load_clip
 from clip_more.recipe import from_dict
+from clip_more.training.average import RunningAverage
 from clip_more.training.loop import train
+from clip_more.training.prepared import Prepared
+from clip_more.training.sharding import optimizer_tensors
+from tests.training.killing import _SERVER
+from tests.training.tiny_task import ALPHA, adamw, gradients, photos, tiny_task
+from tests.training.two_processes import CASES, PHOTOS, micro_batches
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PATIENCE = 240
+# How the commands of recipes/README.md end.
+DDP, FSDP2 = "bce_more.yaml --processes 2", "bce_more.yaml --processes 2 --distribution fsdp2"
 
 
-@pytest.fixture
-def settings(tmp_path, monkeypatch):
-    """A list-file data set of 16 + 4 noisy photos, labelled 0, 1, 0 2, and a recipe of two steps on it."""
-    generator = np.random.default_rng(0)
-    for n in range(20):
-        PIL.Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(tmp_path / f"{n:02d}.png")
-    rows = [f"{n:02d}.png {('0', '1', '0 2')[n % 3]}" for n in range(20)]
-    (tmp_path / "train.txt").write_text("\n".join(rows[:16]) + "\n")
-    (tmp_path / "test.txt").write_text("\n".join(rows[16:]) + "\n")
-    (tmp_path / "classes.txt").write_text("red 0\ngreen 1\nblue 2\n")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the launched ones: sums in the same order
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the launched ones: sums in the same order."""
+    threads, before = torch.get_num_threads(), os.environ.get("ACCELERATE_USE_CPU")
+    torch.set_num_threads(1)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     AcceleratorState._reset_state(reset_partial_state=True)
-    yield {
-        "dataset": "lists", "data_root": str(tmp_path), "train_list": "train.txt", "test_list": "test.txt",
-        "class_file": "classes.txt", "head_min": 6, "tail_max": 6, "model": "tiny", "tuning": "more", "method": "x",
-        "lr": 1e-3, "lr_head": 1e-2, "batch_size": 4, "max_steps": 2, "workers": 0, "log_every": 1,
-        "output_dir": str(tmp_path / "runs"),
-    }  # fmt: skip
+    yield
     torch.set_num_threads(threads)
+    if before is None:
+        del os.environ["ACCELERATE_USE_CPU"]
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def launch(*program, **environment):
-    """Start `program` as two processes, as recipes/README.md does; returns (exit code, what they printed)."""
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """A list-file data set of 16 + 5 noisy photos, labelled 0, 1, 0 2, and a recipe of four steps on it.
+
+    Five test photos in batches of four over two processes: evaluation has an uneven end.
+    """
+    folder, generator = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for n in range(21):
+        PIL.Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{n:02d}.png")
+    rows = [f"{n:02d}.png {('0', '1', '0 2')[n % 3]}" for n in range(21)]
+    (folder / "train.txt").write_text("\n".join(rows[:16]) + "\n")
+    (folder / "test.txt").write_text("\n".join(rows[16:]) + "\n")
+    (folder / "classes.txt").write_text("red 0\ngreen 1\nblue 2\n")
+    return {
+        "dataset": "lists", "data_root": str(folder), "train_list": "train.txt", "test_list": "test.txt",
+        "class_file": "classes.txt", "head_min": 6, "tail_max": 6, "model": "tiny", "tuning": "more", "method": "x",
+        "lr": 1e-3, "lr_head": 1e-2, "batch_size": 4, "max_steps": 4, "checkpoint_every": 2, "workers": 0,
+        "log_every": 1, "sampler": "progressive", "epochs": 2.0, "keep": "ema", "ema_decay": 0.5, "bootstrap": 0,
+        "output_dir": str(folder / "runs"),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one(settings):
+    """One process, without interruption: what every other run here must equal."""
+    return train(from_dict({**settings, "accumulation": 2, "run": "one"}, "test"))
+
+
+def recipe(settings, run, **keys):
+    path = Path(settings["data_root"]) / f"{run}.yaml"
+    path.write_text(yaml.safe_dump({**settings, "run": run, **keys}))
+    return path
+
+
+def readme_command(ending):
+    """Variables and words after `accelerate launch` of the command for two CPU processes in recipes/README.md."""
+    text = (REPOSITORY / "recipes/README.md").read_text().replace("\\\n", " ")
+    commands = [line.strip() for line in text.splitlines() if line.startswith("    ") and "accelerate launch" in line]
+    (command,) = [line for line in commands if "cpu2.yaml" in line and line.endswith(ending)]
+    variables, words = command.split("accelerate launch")
+    return dict(pair.split("=") for pair in variables.split()), shlex.split(words)
+
+
+def launch(words, **environment):
+    """`accelerate launch` with these words, on a free port; returns (exit code, what was printed)."""
     ours = ("ACCELERATE_", "MASTER_", "TORCHELASTIC_")
     clean = {k: v for k, v in os.environ.items() if not k.startswith(ours) and k not in ("RANK", "WORLD_SIZE")}
-    config = str(REPOSITORY / "recipes/accelerate/cpu2.yaml")
     started = subprocess.Popen(
-        [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file", config]
-        + [str(part) for part in program],
+        [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", *map(str, words)],
         cwd=REPOSITORY,
         env={**clean, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
@@ -62,40 +107,221 @@ def launch(*program, **environment):
         start_new_session=True,
     )
     try:
-        printed, _ = started.communicate(timeout=240)
+        printed, _ = started.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         os.killpg(started.pid, signal.SIGKILL)
-        pytest.fail(f"two processes did not end within 240 s:\n{started.communicate()[0][-3000:]}")
+        pytest.fail(f"two processes did not end within {PATIENCE} s:\n{started.communicate()[0][-3000:]}")
     return started.returncode, printed
 
 
-def events(folder):
-    """metrics.jsonl without times of day."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
+def launch_as_in_the_readme(recipe, ending):
+    environment, words = readme_command(ending)
+    place = next(i for i, word in enumerate(words) if word.endswith(".yaml") and words[i - 1] == "train")
+    return launch([*words[:place], recipe, *words[place + 1 :]], **environment)
 
 
-def test_two_processes_leave_one_run_that_equals_one_process_on_the_same_photos(settings, record_property):
-    """Batch k of the loader goes to rank k mod 2, so one process with accumulation 2 sees the same photos a step."""
-    runs, start = Path(settings["output_dir"]), load_clip("tiny").model.state_dict()
-    recipe = runs.parent / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**settings, "run": "two"}))
-    code, printed = launch("-m", "clip_more.cli", "train", recipe, "--processes", "2", ACCELERATE_USE_CPU="true")
-    assert code == 0, printed[-3000:]
-    assert [path.name for path in runs.iterdir()] == ["two"]
-    assert [path.parent.name for path in runs.rglob("config.yaml")] == ["two"]
-    assert [event["event"] for event in events(runs / "two")] == ["head_start", "train", "train", "done"]
-    assert (runs / "two/checkpoints/step_2/random_1.pt").exists()
+def at_step(step, act):
+    """Do `act` after an optimiser step, on this process."""
+    after_step = Prepared.after_step
 
-    train(from_dict({**settings, "accumulation": 2, "run": "one"}, "test"))
-    for ours, theirs in zip(events(runs / "two"), events(runs / "one"), strict=True):
-        assert ours == {k: pytest.approx(v, rel=1e-4) if isinstance(v, float) else v for k, v in theirs.items()}
+    def told(self, done, *, moved):
+        after_step(self, done, moved=moved)
+        if done == step:
+            act()
+
+    Prepared.after_step = told
+
+
+def fail():
+    raise RuntimeError("the disk of this machine is gone")
+
+
+FAULTS = {
+    "raise": fail,
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "signal": lambda: os.kill(os.getpid(), signal.SIGUSR1),
+}
+
+
+def process(rank, port, recipe, output, fault):
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        ACCELERATE_USE_CPU="true",
+    )  # fmt: skip
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    torch.set_num_threads(1)
+    if fault:
+        at_step(fault[1], FAULTS[fault[0]])
+    sys.exit(main(["train", str(recipe)]))
+
+
+def two(recipe, faulty=None, fault=None):
+    """Two processes that no launcher watches, as under srun; returns by rank exit code and what was printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    outputs = [recipe.with_suffix(f".{rank}.txt") for rank in range(2)]
+    for output in outputs:
+        output.unlink(missing_ok=True)
+    ranks = [
+        _SERVER.Process(target=process, args=(rank, port, recipe, outputs[rank], fault if rank == faulty else None))
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        rank.start()
+    until = time.monotonic() + PATIENCE
+    for rank in ranks:
+        rank.join(max(0.0, until - time.monotonic()))
+    hanging = [rank for rank in ranks if rank.is_alive()]
+    for rank in hanging:
+        rank.kill()
+        rank.join()
+    printed = [output.read_text() for output in outputs]
+    assert not hanging, f"{len(hanging)} of two processes did not end:\n" + "\n".join(text[-2000:] for text in printed)
+    return [(rank.exitcode, text) for rank, text in zip(ranks, printed, strict=True)]
+
+
+def events(folder, *kinds):
+    """Lines of metrics.jsonl of these kinds."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] in kinds]
+
+
+def assert_equals(run, one, start, record_property):
+    """Weights, test logits and losses of a run against those of one process; differences are recorded."""
     for part in ("general", "merged"):
-        two, one = (load_file(runs / run / part / "model.safetensors") for run in ("two", "one"))
-        largest = max((two[key] - one[key]).abs().max().item() for key in two)
-        moved = max((two[key] - start[key]).abs().max().item() for key in two if key != "logit_scale")
+        ours, theirs = (load_file(folder / part / "model.safetensors") for folder in (run, one))
+        largest = max((ours[key] - theirs[key]).abs().max().item() for key in ours)
+        moved = max((ours[key] - start[key]).abs().max().item() for key in ours if key != "logit_scale")
         record_property(f"largest difference, {part}", largest)
-        assert largest <= 1e-5 < 100e-5 < moved, f"{part}: they differ by up to {largest:.1e} and moved by {moved:.1e}"
+        assert largest <= 1e-4 < 10e-4 < moved, f"{part}: they differ by up to {largest:.1e} and moved by {moved:.1e}"
+    for file in sorted((one / "report").glob("*.safetensors")):
+        ours, theirs = load_file(run / "report" / file.name), load_file(file)
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=1e-3, msg=f"{file.name} {key}")
+    ours, theirs = (json.loads((folder / "report/results.json").read_text())["map"] for folder in (run, one))
+    assert ours == theirs
+    losses = {event["step"]: event["loss"] for event in events(run, "train")}
+    for event in events(one, "train"):
+        assert losses[event["step"]] == pytest.approx(event["loss"], rel=1e-4), event["step"]
+
+
+@pytest.fixture(scope="module")
+def start():
+    return load_clip("tiny").model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """What two_processes.py left, in one launch."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    environment, words = readme_command(DDP)
+    words = [*words[: words.index("-m")], "-m", "tests.training.two_processes", folder]
+    code, printed = launch(words, **environment)
+    assert code == 0, printed[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize(("name", "way"), [(name, way) for name, (_, _, ways) in CASES.items() for way in ways])
+def test_gradients_of_two_processes_are_those_of_one_on_the_same_photos(shared, name, way, record_property):
+    settings, accumulation, _ = CASES[name]
+    task, _ = tiny_task(**settings)
+    one = gradients(task, micro_batches(accumulation))
+    two = load_file(shared / f"{name}.{way}.safetensors")
+    assert one.keys() == two.keys()
+    largest = max(gradient.abs().max().item() for gradient in one.values())
+    difference = max((one[key] - two[key]).abs().max().item() for key in one)
+    record_property("difference over largest gradient", difference / largest)
+    assert difference <= 1e-6 * largest, f"{difference:.1e} of {largest:.1e}"
+
+
+def test_steps_in_shards_are_those_of_one_process(shared, record_property):
+    """Norms, clipping, AdamW and the running average, saved after two steps and loaded into new shards for a third.
+
+    The keys' biases are left out: a softmax does not feel them, so AdamW takes the noise of their gradient for one.
+    """
+    task, config = tiny_task()
+    optimizer, average, norms = adamw(task, config), RunningAverage(task, 0.9), []
+    for step in range(1, 4):
+        optimizer.zero_grad()
+        task(photos(PHOTOS), alpha=ALPHA)["loss"].backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0).item())
+        optimizer.step()
+        task.classifier.head.clamp_scale()
+        average.update(task, step)
+    found = load_file(shared / "optimizer.safetensors")
+    assert found.pop("norms").tolist() == pytest.approx(norms, rel=1e-5)
+    for kind, ours, theirs, bound in (
+        ("weights", load_file(shared / "weights.safetensors"), task.state_dict(), 3e-5),
+        ("averages", load_file(shared / "averages.safetensors"), average.tensors, 3e-5),
+        ("optimizer", found, optimizer_tensors(task, optimizer)[0], 1e-6),
+    ):
+        assert ours.keys() == theirs.keys()
+        differences = [
+            (ours[k] - theirs[k]).abs().max().item() for k in ours if not k.endswith("k_proj.base_layer.bias")
+        ]
+        record_property(f"largest difference, {kind}", max(differences))
+        assert max(differences) <= bound, kind
+
+
+def test_two_processes_leave_one_run_that_equals_one_process_on_the_same_photos(settings, one, start, record_property):
+    code, printed = launch_as_in_the_readme(recipe(settings, "ddp"), DDP)
+    assert code == 0, printed[-3000:]
+    runs = one.parent
+    assert [path.parent.name for path in runs.rglob("config.yaml") if path.parent.name != "one"] == ["ddp"]
+    assert [event["event"] for event in events(runs / "ddp", "head_start", "start", "done")] == [
+        "head_start", "start", "done",
+    ]  # fmt: skip
+    (begun,) = events(runs / "ddp", "start")
+    assert (begun["processes"], begun["distribution"], begun["photos_a_step"]) == (2, "ddp", 8)
+    assert_equals(runs / "ddp", one, start, record_property)
+
+
+def test_a_signal_to_one_of_two_stops_both_and_the_run_goes_on_in_shards(settings, one, start, record_property):
+    path = recipe(settings, "sharded", processes=2)
+    stopped = two(path, faulty=1, fault=("signal", 1))
+    assert [code for code, _ in stopped] == [75, 75], stopped
+    folder = one.parent / "sharded"
+    assert [event["step"] for event in events(folder, "stopped")] == [2]
+
+    code, printed = launch_as_in_the_readme(path, FSDP2)
+    assert code == 0, printed[-3000:]
+    assert [event["distribution"] for event in events(folder, "start")] == ["ddp", "fsdp2"]
+    (resumed,) = events(folder, "resume")
+    assert resumed["exact"] is False
+    assert "2 processes (fsdp2), before 2 (ddp)" in resumed["why"]
+    assert "not bit for bit" in printed
+    assert_equals(folder, one, start, record_property)
+
+
+def test_a_process_that_fails_ends_the_other_with_its_reason_and_one_process_goes_on(
+    settings, one, start, record_property
+):
+    (code, printed), (faulty_code, faulty_printed) = two(recipe(settings, "failed"), faulty=1, fault=("raise", 3))
+    reason = "the disk of this machine is gone"
+    assert code == faulty_code == 1, printed + faulty_printed
+    assert reason in faulty_printed
+    assert f"ended because of process 1: {reason}" in printed
+    folder = train(from_dict({**settings, "accumulation": 2, "run": "failed"}, "test"))
+    (resumed,) = events(folder, "resume")
+    assert (resumed["step"], resumed["exact"]) == (2, False)
+    assert "1 processes (one), before 2 (ddp)" in resumed["why"]
+    assert_equals(folder, one, start, record_property)
+
+
+@pytest.mark.parametrize("faulty", [0, 1])
+def test_a_process_that_is_killed_ends_the_other(settings, faulty):
+    """The other is in a collective call with it; the killed rank 0 takes the store along through which they talk."""
+    distribution = ("ddp", "fsdp2")[faulty]
+    ended = two(recipe(settings, f"killed_{faulty}", distribution=distribution), faulty=faulty, fault=("kill", 1))
+    assert ended[faulty][0] == -signal.SIGKILL
+    code, printed = ended[1 - faulty]
+    assert code == 1, printed
+    assert "another process is gone without a word" in printed
+    assert not re.search("Traceback", printed)
 
 
 ALONE = """
@@ -110,7 +336,9 @@ Path(sys.argv[1]).joinpath(f"accepted {make_accelerator(from_dict({'dataset': 'd
 def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path):
     """The same launch without the variable; the check alone, since importing all of a run would double the time."""
     (tmp_path / "alone.py").write_text(ALONE)
-    code, printed = launch(tmp_path / "alone.py", tmp_path, CUDA_VISIBLE_DEVICES="")
+    _, words = readme_command(DDP)
+    words = [*words[: words.index("-m")], tmp_path / "alone.py", tmp_path]
+    code, printed = launch(words, CUDA_VISIBLE_DEVICES="")
     assert code != 0
     assert "the launcher started 2 processes, but Accelerate sees 1" in printed
     assert "On CPUs put ACCELERATE_USE_CPU=true in front" in printed

@@ -1,0 +1,99 @@
+"""The task as it is trained: on one process, copied to several, or sharded over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from clip_more.models.heads import PromptHead
+from clip_more.training.average import RunningAverage
+from clip_more.training.build import parameter_groups
+from clip_more.training.processes import distribution
+from clip_more.training.run import Run
+from clip_more.training.sharding import full_weights, load_full_weights, shard, shardable_copy
+from clip_more.training.task import LongTailTask
+
+
+@dataclass
+class Prepared:
+    """A task with all that training needs around it.
+
+    Attributes:
+        task: Plain: what is judged and exported.
+        trained: The same object; where the model is sharded, a copy of it whose weights are brought back for judging.
+        wrapped: What the loop calls: `trained`, or the wrapper that averages its gradients.
+        optimizer: As Accelerate prepared it.
+        average: Running average of the weights, if one is kept.
+        distribution: `one`, `ddp`, `fsdp2` or `deepspeed`.
+    """
+
+    task: LongTailTask
+    trained: LongTailTask
+    wrapped: nn.Module
+    optimizer: Any
+    average: RunningAverage | None
+    distribution: str
+
+    @property
+    def head(self) -> PromptHead:
+        """As trained."""
+        return cast(PromptHead, self.trained.classifier.get_submodule("head"))
+
+    def after_step(self, step: int, *, moved: bool) -> None:
+        """What follows optimiser step `step`: the scale's bound, and the running average where weights moved."""
+        self.head.clamp_scale()
+        if self.average is not None and moved:
+            self.average.update(self.trained, step)
+
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """Inside, `task` holds the weights to judge now: the running average, where one is kept."""
+        if self.average is not None:
+            self.average.swap(self.trained)
+        try:
+            self._bring_home()
+            yield
+        finally:
+            if self.average is not None:
+                self.average.swap(self.trained)
+
+    def finish(self) -> None:
+        """Leave the weights that the recipe keeps in `task`."""
+        if self.average is not None:
+            self.average.swap(self.trained)
+        self._bring_home()
+
+    def _bring_home(self) -> None:
+        if self.trained is not self.task:
+            load_full_weights(self.task, full_weights(self.trained))
+
+
+def prepare(run: Run, task: LongTailTask) -> Prepared:
+    """Make the optimiser, and wrap or shard the task as the processes that came up share the work."""
+    accelerator = run.accelerator
+    kind = distribution(run.config, accelerator)
+    trained = shardable_copy(task) if kind == "fsdp2" else task
+    by_ourselves = kind == "fsdp2" and accelerator.device.type == "cpu"
+    if by_ourselves:
+        shard(trained)
+    optimizer: Any = torch.optim.AdamW(parameter_groups(run.config, trained))
+    wrapped: nn.Module = trained
+    if by_ourselves:
+        optimizer = accelerator.prepare(optimizer)
+    else:
+        wrapped, optimizer = accelerator.prepare(trained, optimizer)
+    average = RunningAverage(trained, run.config.ema_decay) if run.config.keep == "ema" else None
+    return Prepared(task, trained, wrapped, optimizer, average, kind)
+
+
+def as_number(value: Any) -> float:
+    """A tensor of one element, sharded or not, as a float."""
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+    return value.item() if isinstance(value, Tensor) else float(value)

@@ -1,0 +1,252 @@
+"""Everything that a run must find again to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object, set_seed
+from torch import Tensor
+
+from clip_more.config import ConfigError
+from clip_more.training.checkpoint import (
+    CheckpointError,
+    holds,
+    newest_intact,
+    prune,
+    read_document,
+    read_tensors,
+    verify,
+    write_checkpoint,
+)
+from clip_more.training.guards import on_main
+from clip_more.training.sharding import full_weights, load_full_weights, load_optimizer_tensors, optimizer_tensors
+
+if TYPE_CHECKING:
+    from clip_more.training.prepared import Prepared
+    from clip_more.training.run import Run
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: Optimiser steps done; the schedules are functions of it.
+        total: Steps in all.
+        photos_a_step: Photos of a step, over all processes and micro-batches; step times this is the place in the
+            stream of photos.
+        processes: That wrote this.
+        distribution: Of their work.
+        data: Digest of the train photos and their labels.
+        best: Highest mAP on the held-out part so far.
+        best_step: Its step.
+        skipped: Steps without an update, their loss or gradient not being finite.
+        offset: Length of metrics.jsonl in bytes.
+    """
+
+    step: int
+    total: int
+    photos_a_step: int
+    processes: int
+    distribution: str
+    data: str
+    best: float | None = None
+    best_step: int | None = None
+    skipped: int = 0
+    offset: int = 0
+
+
+class TrainingState:
+    """Model, optimiser, running average, scaler, random generators and progress, to and from a checkpoint.
+
+    Args:
+        run: The run.
+        prepared: Its task as it is trained.
+        progress: At step 0.
+    """
+
+    def __init__(self, run: Run, prepared: Prepared, progress: Progress) -> None:
+        self.run = run
+        self.task = prepared.trained
+        self.optimizer = prepared.optimizer
+        self.average = prepared.average
+        self.progress = progress
+
+    def bytes(self) -> tuple[int, int]:
+        """About how large the weights are, and what a checkpoint holds beside them."""
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in self.task.state_dict().values())
+        trained = sum(p.numel() * p.element_size() for p in self.task.parameters() if p.requires_grad)
+        return weights, trained * (2 if self.average is None else 3)
+
+    def save(self) -> None:
+        """Write `checkpoints/step_N`, then let go of those that are no longer kept.
+
+        Raises:
+            CheckpointError: If it cannot be written; those before it are as they were.
+        """
+        accelerator, progress = self.run.accelerator, self.progress
+        tensors: dict[str, dict[str, Tensor]] = {"model": full_weights(self.task)}
+        tensors["optimizer"], groups = optimizer_tensors(self.task, self.optimizer)
+        if self.average is not None:
+            tensors["average"] = self.average.full()
+        states = gather_object([_random_state()])
+        documents: dict[str, Any] = {"optimizer": groups, "random": [numbers for _, numbers in states]}
+        for rank, (generators, _) in enumerate(states):
+            tensors[f"random_{rank}"] = generators
+        if accelerator.scaler is not None:
+            documents["scaler"] = accelerator.scaler.state_dict()
+
+        def write() -> None:
+            progress.offset = self.run.log.offset()
+            documents["progress"] = asdict(progress)
+            write_checkpoint(self.run.checkpoints, f"step_{progress.step}", tensors, documents)
+            prune(self.run.checkpoints, self.run.config.keep_checkpoints, self._best_name)
+
+        on_main(accelerator, write)
+
+    def save_best(self) -> None:
+        """Keep the weights as they are now as the best so far."""
+        weights = {"model": full_weights(self.task)}
+        self.progress.best_step = self.progress.step
+        name, documents = str(self._best_name), {"progress": asdict(self.progress)}
+        on_main(self.run.accelerator, lambda: write_checkpoint(self.run.checkpoints, name, weights, documents))
+
+    def load_best(self) -> None:
+        """Bring the best weights back.
+
+        Raises:
+            CheckpointError: If they are damaged.
+        """
+        best = self.run.checkpoints / str(self._best_name)
+        on_main(self.run.accelerator, lambda: verify(best))
+        load_full_weights(self.task, read_tensors(best, "model"))
+
+    def resume(self) -> str | None:
+        """Go on from the newest intact checkpoint, if there is one.
+
+        Returns:
+            None where there is none; otherwise why the rest will not be bit for bit what an uninterrupted run would
+            have done, or an empty text.
+
+        Raises:
+            CheckpointError: If every checkpoint is damaged.
+            ConfigError: If the data, the photos of a step or the model are others.
+        """
+        accelerator = self.run.accelerator
+        found: list[Any] = [None]
+
+        def search() -> None:
+            found[0] = newest_intact(self.run.checkpoints, self._say_damaged)
+
+        on_main(accelerator, search)
+        if accelerator.num_processes > 1:
+            torch.distributed.broadcast_object_list(found, src=0)
+        checkpoint: Path | None = found[0]
+        if checkpoint is None:
+            if lost := sorted(path.name for path in self.run.checkpoints.glob("damaged_*")):
+                raise CheckpointError(
+                    f"{self.run.checkpoints} holds no intact checkpoint, but {', '.join(lost)}; delete "
+                    f"{self.run.folder} to start again, or name another run with --run NAME"
+                )
+            return None
+        if not checkpoint.is_dir():
+            raise CheckpointError(f"{checkpoint} is not seen here; all machines of a run must share its folder")
+        return self._read(checkpoint)
+
+    def _read(self, checkpoint: Path) -> str:
+        before, now = Progress(**read_document(checkpoint, "progress")), self.progress
+        why = self._differences(before)
+        try:
+            load_full_weights(self.task, read_tensors(checkpoint, "model"))
+            load_optimizer_tensors(self.task, self.optimizer, read_tensors(checkpoint, "optimizer"))
+        except ValueError as error:
+            raise ConfigError(f"{checkpoint} does not fit this recipe's model: {error}") from None
+        accelerator = self.run.accelerator
+        if self.average is not None:
+            if not holds(checkpoint, "average"):
+                raise ConfigError(f"{checkpoint} holds no running average; it was written without keep: ema")
+            self.average.load(read_tensors(checkpoint, "average"))
+        if accelerator.scaler is not None and holds(checkpoint, "scaler"):
+            accelerator.scaler.load_state_dict(read_document(checkpoint, "scaler"))
+        numbers = read_document(checkpoint, "random")
+        if before.processes == now.processes:
+            rank = accelerator.process_index
+            _set_random_state(read_tensors(checkpoint, f"random_{rank}"), numbers[rank])
+        else:
+            set_seed(self.run.config.seed + 1_000_003 * before.step + accelerator.process_index)
+        now.step = before.step * before.photos_a_step // now.photos_a_step
+        now.best, now.best_step, now.skipped, now.offset = before.best, before.best_step, before.skipped, before.offset
+        return why
+
+    def _differences(self, before: Progress) -> str:
+        """What makes the rest of the run another than it would have been; refused unless the recipe accepts it."""
+        now, accepted = self.progress, self.run.config.changed_recipe == "accept"
+        if before.data != now.data and not accepted:
+            raise ConfigError(
+                f"the train photos of {self.run.folder} or their labels are no longer those it was trained on; bring "
+                "them back, name another run with --run NAME, or go on with --changed_recipe accept"
+            )
+        if before.photos_a_step != now.photos_a_step and not accepted:
+            raise ConfigError(
+                f"{self.run.folder} was trained by {before.processes} processes on {before.photos_a_step} photos a "
+                f"step, and {now.processes} processes x batch_size x accumulation is {now.photos_a_step}: steps would "
+                "not mean the same photos. Set batch_size or accumulation so that the product is "
+                f"{before.photos_a_step}, or go on with --changed_recipe accept"
+            )
+        why = []
+        if before.data != now.data:
+            why.append("the train data changed")
+        if before.photos_a_step != now.photos_a_step:
+            why.append(f"{now.photos_a_step} photos a step, before {before.photos_a_step}")
+        if (before.processes, before.distribution) != (now.processes, now.distribution):
+            why.append(
+                f"{now.processes} processes ({now.distribution}), before {before.processes} ({before.distribution}): "
+                "the same photos, but sums in another order and other dropout masks"
+            )
+        return "; ".join(why)
+
+    @property
+    def _best_name(self) -> str | None:
+        step = self.progress.best_step
+        return None if step is None else f"best_step_{step}"
+
+    def _say_damaged(self, text: str) -> None:
+        print(f"note: {text}", flush=True)
+        self.run.log.write("damaged", what=text)
+
+
+def _random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Generators of this process: tensors, and the few numbers beside them."""
+    version, words, gauss = random.getstate()
+    numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002 (libraries may use it)
+    tensors = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor(words, dtype=torch.int64),
+        "numpy": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+    }
+    if torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator()
+        tensors["accelerator"] = torch.get_device_module(device).get_rng_state()
+    numbers = {
+        "python": [version, gauss],
+        "numpy": [int(numpy["state"]["pos"]), int(numpy["has_gauss"]), float(numpy["gauss"])],
+    }
+    return tensors, numbers
+
+
+def _set_random_state(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    torch.set_rng_state(tensors["torch"])
+    version, gauss = numbers["python"]
+    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
+    position, has_gauss, gauss = numbers["numpy"]
+    np.random.set_state(  # noqa: NPY002
+        ("MT19937", tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss)
+    )
+    if "accelerator" in tensors and torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator()
+        torch.get_device_module(device).set_rng_state(tensors["accelerator"])

@@ -1,0 +1,132 @@
+import math
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from clip_more.recipe import from_dict
+from clip_more.training import loop
+from clip_more.training.guards import TrainingError, not_finite, on_main, shared_failure, step_losses
+from clip_more.training.signals import Stopped, StopRequest
+from clip_more.training.task import LongTailTask
+
+ONE = SimpleNamespace(num_processes=1, is_main_process=True, process_index=0)
+
+
+def losses(loss, base, discrepancy=None):
+    return {"loss": torch.tensor(loss), "base": torch.tensor(base), "discrepancy": discrepancy}
+
+
+def test_losses_of_a_step_are_means_over_its_micro_batches():
+    values, stop = step_losses(ONE, [losses(1.0, 2.0), losses(3.0, 6.0)], 0.5, False)
+    assert values == {"loss": 2.0, "base": 4.0, "gradient_norm": 0.5}
+    assert not stop
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["loss", "base", "gradient_norm"])
+def test_whatever_is_not_finite_is_named(name, value):
+    values = {"loss": 1.0, "base": 1.0, "gradient_norm": 1.0} | {name: value}
+    assert f"{name} {value:g}" in not_finite(values, scaled=False)
+    assert (not_finite(values, scaled=True) is None) == (name == "gradient_norm")  # the scaler's business under fp16
+
+
+def test_finite_values_are_no_reason_to_stop():
+    assert not_finite({"loss": 1e30, "gradient_norm": 0.0}, scaled=False) is None
+
+
+def test_failure_of_the_main_process_is_its_own_there():
+    def fail():
+        raise ValueError("full")
+
+    with pytest.raises(ValueError, match="full"):
+        on_main(ONE, fail)
+
+
+def test_one_process_keeps_its_own_error():
+    with pytest.raises(ValueError, match="mine"), shared_failure(ONE):
+        raise ValueError("mine")
+
+
+def test_signals_are_noted_and_then_as_before():
+    before = signal.getsignal(signal.SIGTERM)
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+        with StopRequest() as stop:
+            assert stop.name is None
+            os.kill(os.getpid(), getattr(signal, name))
+            assert stop.name == name
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_second_interrupt_stops_at_once():
+    with StopRequest():
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def not_finite_at(monkeypatch, *calls):
+    """Make the loss of these forward passes in training NaN."""
+    forward, seen = LongTailTask.forward, []
+
+    def broken(self, batch, alpha=0.0):
+        seen.append(1)
+        found = forward(self, batch, alpha)
+        return {**found, "loss": found["loss"] * math.nan} if len(seen) in calls else found
+
+    monkeypatch.setattr(LongTailTask, "forward", broken)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(settings, events, monkeypatch):
+    not_finite_at(monkeypatch, 2, 4)
+    settings = {**settings, "tuning": "full", "not_finite": "skip", "max_skipped": 2, "checkpoint_every": 1}
+    folder = loop.train(from_dict(settings, "test"))
+    assert [event["step"] for event in events(folder, "skipped")] == [2, 4]
+    assert [event["skipped"] for event in events(folder, "train")] == [0, 1, 1, 2, 2, 2]
+    assert [event["loss"] is None for event in events(folder, "train")] == [False, True, False, True, False, False]
+
+
+def test_a_skipped_step_leaves_weights_moments_and_average_alone(settings, monkeypatch):
+    from safetensors.torch import load_file
+
+    not_finite_at(monkeypatch, 2)
+    settings = {**settings, "tuning": "full", "not_finite": "skip", "checkpoint_every": 1, "keep": "ema"}
+    settings |= {"keep_checkpoints": 9}
+    folder = loop.train(from_dict(settings, "test")) / "checkpoints"
+    for kind in ("model", "optimizer", "average"):
+        first, second, third = (load_file(folder / f"step_{step}" / f"{kind}.safetensors") for step in (1, 2, 3))
+        assert all(torch.equal(first[name], second[name]) for name in first), kind
+        assert any(not torch.equal(second[name], third[name]) for name in first), kind
+
+
+def test_more_skipped_steps_than_allowed_stop_the_run(settings, events, monkeypatch):
+    not_finite_at(monkeypatch, 2, 3, 4)
+    settings = {**settings, "tuning": "full", "not_finite": "skip", "max_skipped": 2}
+    with pytest.raises(TrainingError, match="not finite at step 4, after 2 skipped steps: loss nan"):
+        loop.train(from_dict(settings, "test"))
+    (event,) = events(from_dict(settings, "test").run_folder, "failed")
+    assert "not finite at step 4" in event["reason"]
+
+
+def test_signal_saves_after_the_step_and_naming_the_run_again_goes_on(settings, events, monkeypatch):
+    from safetensors.torch import load_file
+
+    whole = loop.train(from_dict({**settings, "run": "whole"}, "test"))
+    forward, seen = LongTailTask.forward, []
+
+    def interrupted(self, batch, alpha=0.0):
+        seen.append(1)
+        if len(seen) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return forward(self, batch, alpha)
+
+    monkeypatch.setattr(LongTailTask, "forward", interrupted)
+    with pytest.raises(Stopped, match="SIGTERM: saved at step 2 of 6"):
+        loop.train(from_dict(settings, "test"))
+    folder = loop.train(from_dict(settings, "test"))
+    assert [(event["step"], event["signal"]) for event in events(folder, "stopped")] == [(2, "SIGTERM")]
+    assert [(event["step"], event["exact"]) for event in events(folder, "resume")] == [(2, True)]
+    one, two = (load_file(run / "merged/model.safetensors") for run in (whole, folder))
+    assert all(torch.equal(one[key], two[key]) for key in one)

@@ -1,0 +1,175 @@
+"""A run that is named again: what goes on, what is refused, what is declared."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clip_more.config import ConfigError
+from clip_more.evaluation.results import Results
+from clip_more.recipe import from_dict
+from clip_more.training import loop
+from clip_more.training.checkpoint import list_checkpoints, read_document, write_checkpoint
+from clip_more.training.run_folder import alone, locked
+from clip_more.training.signals import Stopped
+
+
+@pytest.fixture
+def half(settings, monkeypatch):
+    """Settings of a run that was stopped after three of six steps."""
+    settings = {**settings, "checkpoint_every": 1}
+    with monkeypatch.context() as patch:
+        step_losses, seen = loop.step_losses, []
+
+        def stopping(*arguments):
+            seen.append(1)
+            values, _ = step_losses(*arguments)
+            return values, len(seen) == 3
+
+        patch.setattr(loop, "step_losses", stopping)
+        with pytest.raises(Stopped):
+            loop.train(from_dict(settings, "test"))
+    return settings
+
+
+def rewrite_progress(settings, **values):
+    """Give the newest checkpoint another progress, manifest included."""
+    newest = list_checkpoints(from_dict(settings, "test").run_folder / "checkpoints")[-1]
+    documents = {path.stem: json.loads(path.read_text()) for path in newest.glob("*.json") if path.stem != "manifest"}
+    documents["progress"] |= values
+    tensors = {path.stem: load_file(path) for path in newest.glob("*.safetensors")}
+    write_checkpoint(newest.parent, newest.name, tensors, documents)
+
+
+def test_changed_recipe_is_refused_with_every_difference(half):
+    with pytest.raises(ConfigError) as refused:
+        loop.train(from_dict({**half, "lr": 0.5, "amplitude": 3.0}, "test"))
+    lines = str(refused.value).splitlines()
+    assert lines[0].endswith("is a run of another recipe:")
+    assert sorted(lines[1:3]) == ["    amplitude  1.0 there, 3.0 now", "    lr         0.001 there, 0.5 now"]
+    assert "--changed_recipe accept" in lines[3]
+
+
+def test_changed_recipe_that_is_accepted_is_written_into_log_and_result(half, events, capsys):
+    folder = loop.train(from_dict({**half, "lr": 0.002, "changed_recipe": "accept"}, "test"))
+    assert "going on under a changed recipe: lr from 0.001 to 0.002" in capsys.readouterr().out
+    assert [event["changes"] for event in events(folder, "recipe_changed")] == [{"lr": [0.001, 0.002]}]
+    assert Results.load(folder / "report/results.json").evaluated["recipe_changed"] == "lr from 0.001 to 0.002"
+    assert loop.train(from_dict({**half, "lr": 0.002}, "test")) == folder  # it is that recipe's run now
+
+
+def test_recipe_that_fits_no_checkpoint_is_refused_though_changes_are_accepted(half):
+    with pytest.raises(ConfigError, match=r"does not fit this recipe's model"):
+        loop.train(from_dict({**half, "rho": 0.5, "changed_recipe": "accept"}, "test"))
+
+
+@pytest.mark.parametrize("extra", [{"workers": 1}, {"log_every": 3}, {"checkpoint_every": 5}, {"keep_checkpoints": 1}])
+def test_what_does_not_matter_may_change(half, extra, events):
+    assert events(loop.train(from_dict({**half, **extra}, "test")), "resume")[0]["exact"]
+
+
+def test_changed_labels_are_refused(half, squares, tmp_path):
+    lines = (squares / "train.txt").read_text().splitlines()
+    (tmp_path / "train.txt").write_text("\n".join([*lines[:-1], lines[-1].split()[0] + " 1"]) + "\n")
+    changed = {**half, "train_list": str(tmp_path / "train.txt"), "changed_recipe": "accept"}
+    loop.train(from_dict(changed, "test"))  # declared when accepted; the list's name alone would be refused
+    rewrite_progress(half, data="0" * 32)
+    (from_dict(half, "test").run_folder / "report/results.json").unlink()
+    with pytest.raises(ConfigError, match="are no longer those it was trained on"):
+        loop.train(from_dict({**changed, "changed_recipe": "refuse"}, "test"))
+
+
+def test_another_number_of_processes_with_the_same_photos_a_step_goes_on_and_is_declared(half, events, capsys):
+    rewrite_progress(half, processes=2, distribution="ddp")
+    folder = loop.train(from_dict({**half, "batch_size": 4, "accumulation": 2}, "test"))
+    (resume,) = events(folder, "resume")
+    assert not resume["exact"]
+    assert "1 processes (one), before 2 (ddp): the same photos, but sums in another order" in resume["why"]
+    assert "not bit for bit what one go would have given" in capsys.readouterr().out
+    assert "not bit-exact" in Results.load(folder / "report/results.json").evaluated["resumed"]
+
+
+def test_other_photos_a_step_are_refused_with_what_to_set(half):
+    rewrite_progress(half, processes=2, photos_a_step=16)
+    with pytest.raises(ConfigError, match=r"2 processes on 16 photos a step, .* is 8.* the product is 16"):
+        loop.train(from_dict(half, "test"))
+
+
+def test_another_split_of_the_same_step_sees_the_same_photos(half, settings):
+    """Micro-batches add up to the gradient of their photos, but for the order of the sums."""
+    split = loop.train(from_dict({**half, "batch_size": 2, "accumulation": 4, "dropout": 0.0, "run": "split"}, "test"))
+    whole = loop.train(from_dict({**settings, "dropout": 0.0, "run": "whole"}, "test"))
+    one, two = (load_file(run / "merged/model.safetensors") for run in (split, whole))
+    assert max((one[key] - two[key]).abs().max() for key in one) < 1e-4
+
+
+def test_resumed_events_say_from_where_the_log_counts(half, events):
+    before = (from_dict(half, "test").run_folder / "metrics.jsonl").stat().st_size
+    (resume,) = events(loop.train(from_dict(half, "test")), "resume")
+    offset = resume["offset"]
+    assert 0 < offset <= before
+    log = (from_dict(half, "test").run_folder / "metrics.jsonl").read_bytes()
+    steps = [event["step"] for event in map(json.loads, log[:offset].splitlines()) if event["event"] == "train"]
+    assert steps == [1, 2, 3]
+
+
+def test_best_weights_survive_a_stop_and_stay_with_the_last_checkpoints(settings, monkeypatch):
+    settings = {**settings, "keep": "best", "val_fraction": 0.25, "eval_every": 1, "checkpoint_every": 1}
+    values = iter([0.2, 0.9, 0.5, 0.4, 0.3, 0.1])
+    split_map = loop.split_map
+    monkeypatch.setattr(loop, "split_map", lambda *a: {**split_map(*a), "total": next(values, 0.0)})
+    folder = loop.train(from_dict(settings, "test"))
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    last = max(int(name.removeprefix("step_")) for name in kept if name.startswith("step_"))
+    assert kept == ["best_step_2", f"step_{last - 1}", f"step_{last}"]
+    assert read_document(folder / "checkpoints" / f"step_{last}", "progress")["best_step"] == 2
+    best = load_file(folder / "checkpoints/best_step_2/model.safetensors")
+    general = load_file(folder / "general/model.safetensors")
+    key = "visual_projection.weight"
+    trained = next(name for name in best if name.endswith("visual_projection.base_layer.weight"))
+    assert torch.equal(best[trained], general[key])
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from clip_more.training.run_folder import alone
+with alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_that_is_being_trained_cannot_be_taken(settings):
+    folder = from_dict(settings, "test").run_folder
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        assert locked(folder)
+        with pytest.raises(ConfigError, match=rf"is being trained by process {holder.pid} on "), alone(folder):
+            pass
+        holder.kill()  # the lock goes with the process, whatever ended it
+    assert not locked(folder)
+    with alone(folder):
+        pass
+
+
+def test_trackers_get_the_numbers_of_the_log(settings, events):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = loop.train(from_dict({**settings, "trackers": ["tensorboard"], "max_steps": 3}, "test"))
+    (written,) = {
+        path.parent for path in folder.rglob("events.out*") if path.parent.name == settings.get("run", "lists-x")
+    }
+    read = EventAccumulator(str(written))
+    read.Reload()
+    last = events(folder, "train")[-1]
+    assert read.Scalars("loss")[-1].value == pytest.approx(last["loss"])
+    share = read.Scalars("tail_share/vision.attention")
+    assert [event.step for event in share] == [1, 2, 3]
+    assert share[-1].value == pytest.approx(last["tail_share"]["vision.attention"])
