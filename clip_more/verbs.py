@@ -214,11 +214,8 @@ def runs(options: argparse.Namespace) -> None:
     from clip_more.files import written_aside
     from clip_more.training.run_list import list_runs, runs_table
 
-    folder = Path(options.folder)
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}")
-    states = list_runs(folder)
-    print(runs_table(states) if states else f"no runs in {folder}")
+    states = list_runs(Path(options.folder))
+    print(runs_table(states))
     if options.json:
         with written_aside(options.json) as aside:
             aside.write_text(json.dumps([state.to_dict() for state in states], indent=1) + "\n", encoding="utf-8")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PEERS = {"plain": None, "peft": 1.0}  # with their goals
 FORMS = ("", "_checkpointed")
 # Memory hardly varies between processes: more rounds would show the same.
-ROUNDS = 3
+ROUNDS = 2
 
 
 def memory(options: Options) -> Iterator[Row]:
@@ -49,7 +49,7 @@ def memory(options: Options) -> Iterator[Row]:
                 mib[name].append(in_own_process(name, dtype, options))
         for form in FORMS:
             for peer, goal in PEERS.items():
-                ours, theirs = ([peaks[form] for peaks in mib[name]] for name in ("exact", peer))
+                ours, theirs = ([figures[form] for figures in mib[name]] for name in ("exact", peer))
                 yield compared(f"memory.exact_vs_{peer}{form}", dtype, ours, theirs, goal=goal, unit="MiB")
 
 
@@ -90,8 +90,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    peaks = step_peaks(arguments.name, arguments.dtype, arguments.device, arguments.quick)
-    print(*(peaks[form] for form in FORMS))
+    figures = step_peaks(arguments.name, arguments.dtype, arguments.device, arguments.quick)
+    print(*(figures[form] for form in FORMS))
 
 
 def step_peaks(name: str, dtype: str, device: str, quick: bool) -> dict[str, float]:

@@ -68,12 +68,13 @@ def batches(loader: Iterable[dict[str, Any]], photos: Photos) -> Iterator[dict[s
         PhotoError: No batch came in time, or a worker died; names what the workers were reading. They are ended then,
             however stuck, so that this process can end too. Or a photo cannot be read.
     """
-    iterator = iter(loader)
+    iterator: Iterator[dict[str, Any]] | None = None
     with _deaths.kept_back():
         while True:
             sentence = None
             try:
-                with _deaths.told():
+                with _deaths.told(), _sigterm_blocked() if iterator is None else contextlib.nullcontext():
+                    iterator = iterator or iter(loader)
                     batch = next(iterator, None)
             except Exception as error:
                 sentence = _explained(str(error), photos.in_hand())
@@ -124,6 +125,23 @@ def _end_workers(photos: Photos) -> None:
         worker.kill()
     for worker in workers:
         worker.join(timeout=5)
+
+
+@contextlib.contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """For this thread, and for the processes that it starts inside.
+
+    A worker that blocked it itself would be open to it for its first moments. Accelerate starts workers with the first
+    batch, so a SIGTERM to the trainer may have to wait for that.
+    """
+    if not hasattr(signal, "sigtimedwait"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Deaths:
@@ -189,6 +207,7 @@ def _in_worker(_: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigtimedwait"):
+        # Blocked since the trainer started this process; where a server forks them, only from here on.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_trainer, args=(os.getppid(),), daemon=True).start()
 

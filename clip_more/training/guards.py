@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
+from accelerate.utils import broadcast_object_list
 
 from clip_more.training.signals import Stopped
 
@@ -76,7 +77,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], object]) -> None:
         raise
     finally:
         if accelerator.num_processes > 1:
-            torch.distributed.broadcast_object_list(failure, src=0)
+            broadcast_object_list(failure)
     if failure[0] is not None:
         raise TrainingError(f"the main process failed: {failure[0]}")
 
@@ -92,10 +93,10 @@ def shared_failure(accelerator: Accelerator) -> Iterator[None]:
     """
     try:
         yield
-    except (Stopped, KeyboardInterrupt):
-        raise
     except Exception as error:
-        if accelerator.num_processes == 1:
+        if isinstance(error, Stopped) and accelerator.num_processes > 1:
+            _tell(f"process {accelerator.process_index}, which was asked to stop: {error}")
+        if isinstance(error, Stopped) or accelerator.num_processes == 1:
             raise
         reason = _told(wait=_is_communication(error))
         if reason is not None:

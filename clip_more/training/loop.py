@@ -58,11 +58,11 @@ def train(config: TrainConfig) -> Path:
     accelerator = make_accelerator(config)
     log = MetricsLog(config.run_folder)
     try:
-        with shared_failure(accelerator), ExitStack() as stack:
+        with StopRequest() as stop, shared_failure(accelerator), ExitStack() as stack:
             if finished(config):
                 accelerator.print(f"run {config.run_folder} is finished; name another with --run NAME to train again")
             else:
-                _train(_open(config, accelerator, log, stack))
+                _train(_open(config, accelerator, log, stop, stack))
             if config.push_to_hub and accelerator.is_main_process:
                 print(f"uploaded to {push_folder(config.run_folder / 'merged', config.push_to_hub)}")
     except Stopped:
@@ -73,14 +73,14 @@ def train(config: TrainConfig) -> Path:
     return config.run_folder
 
 
-def _open(config: TrainConfig, accelerator: Accelerator, log: MetricsLog, stack: ExitStack) -> Run:
+def _open(config: TrainConfig, accelerator: Accelerator, log: MetricsLog, stop: StopRequest, stack: ExitStack) -> Run:
     """Data, CLIP, and the run's folder, which is this process's own until `stack` ends; refusals come before it."""
     set_seed(config.seed)
     data = load_data(config, read_test_ids(config.run_folder))
     clip = load_clip(config.model, image_size=config.image_size, geometry=config.geometry, seed=config.seed)
     classifier = build_classifier(config, clip, data.profile)
     check_method(config, classifier, data.profile)
-    run = Run(config, accelerator, data, classifier, config.run_folder, log)
+    run = Run(config, accelerator, data, classifier, config.run_folder, log, stop)
     on_main(accelerator, lambda: _claim(run, stack))
     accelerator.print(f"run {run.folder} | {clip.source} at {clip.image_size} px | {_describe(data)}")
     classifier.to(accelerator.device)
@@ -153,7 +153,7 @@ def optimise(run: Run, task: LongTailTask) -> None:
     throughput = Throughput()
     window: list[dict[str, Any]] = []
     wrapped.train()
-    with StopRequest() as stop:
+    with run.stop.deferred():
         for batch in batches(loader, photos):
             batch = send_to_device(batch, accelerator.device, non_blocking=True)
             done = progress.step
@@ -167,8 +167,10 @@ def optimise(run: Run, task: LongTailTask) -> None:
                 if accelerator.sync_gradients:
                     logged = plan.logs(done + 1)
                     norms = gradient_norms(prepared.trained) if logged else {}
+                    if accelerator.scaler is not None:  # clipping unscales the gradients, once
+                        norms = {part: norm / accelerator.scaler.get_scale() for part, norm in norms.items()}
                     norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip_norm or math.inf)
-                    values, stopping = step_losses(accelerator, window, as_number(norm), stop.name is not None)
+                    values, stopping = step_losses(accelerator, window, as_number(norm), run.stop.name is not None)
                     window.clear()
                     broken = not_finite(values, scaled=accelerator.scaler is not None)
                     if broken:
@@ -195,7 +197,7 @@ def optimise(run: Run, task: LongTailTask) -> None:
                 if stopping or plan.saves(step):
                     state.save()
             if stopping and step < plan.total:
-                _stop(run, step, plan.total, stop.name)
+                _stop(run, step, plan.total)
     bar.close()
     if config.trackers:
         accelerator.end_training()
@@ -234,7 +236,7 @@ def _watch(
     finite = {name: None if value is None or not math.isfinite(value) else value for name, value in values.items()}
     watched: dict[str, Any] = {
         **finite,
-        "gradient_norms": {part: norm for part, norm in norms.items() if math.isfinite(norm)},
+        "gradient_norms": norms,
         "tail_share": tail_share(prepared.trained),
         "lr": prepared.optimizer.param_groups[0]["lr"],
         "scale": as_number(prepared.head.log_scale.exp()),
@@ -280,8 +282,8 @@ def _skip_or_stop(run: Run, progress: Progress, broken: str) -> None:
     )
 
 
-def _stop(run: Run, step: int, total: int, name: str | None) -> None:
-    signal = name or "a signal to another process"
+def _stop(run: Run, step: int, total: int) -> None:
+    signal = run.stop.name or "a signal to another process"
     run.log.write("stopped", step=step, signal=signal)
     raise Stopped(f"{signal}: saved at step {step} of {total} in {run.checkpoints}")
 

@@ -54,7 +54,6 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         files = {
             str(file): {"bytes": int(written["bytes"]), "xxh128": str(written["xxh128"])}
             for file, written in json.loads(held)["files"].items()
-            if Path(file).name == file
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamagedError(f"{path} is damaged: it does not read as a list of files") from None
@@ -76,7 +75,9 @@ def verify(checkpoint: Path) -> None:
         found = pool.map(hash_file, [checkpoint / file for file in files])
         for (file, written), digest in zip(files.items(), found, strict=True):
             if digest != written["xxh128"]:
-                raise DamagedError(f"{checkpoint / file} is damaged: its bytes are not those that were written")
+                raise DamagedError(
+                    f"{checkpoint / file} is damaged: its bytes are not those that manifest.json tells of"
+                )
 
 
 def hash_file(path: Path) -> str:
@@ -115,7 +116,7 @@ def reason(error: Exception) -> str:
 def _check_size(path: Path, expected: int) -> None:
     try:
         held = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: no file can have such a name
         raise DamagedError(f"{path} is missing") from None
     except OSError as error:
         raise unreadable(path, error) from error

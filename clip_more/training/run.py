@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from clip_more.data.load import LongTailData
 from clip_more.evaluation.predict import Predictions, predict_logits
 from clip_more.models.classifier import Classifier
 from clip_more.training.run_folder import MetricsLog
+from clip_more.training.signals import StopRequest
 
 if TYPE_CHECKING:
     import datasets
@@ -29,6 +30,7 @@ class Run:
         classifier: Unwrapped; the task trains it in place.
         folder: `runs/<name>`.
         log: metrics.jsonl.
+        stop: Whether a signal asked the run to stop.
     """
 
     config: TrainConfig
@@ -37,6 +39,7 @@ class Run:
     classifier: Classifier
     folder: Path
     log: MetricsLog
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def checkpoints(self) -> Path:

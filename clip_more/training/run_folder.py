@@ -129,7 +129,11 @@ def alone(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _LOCK).open("a+", encoding="utf-8") as file:
-        if not (_take(file) and os.path.samestat(os.fstat(file.fileno()), os.stat(folder / _LOCK))):
+        taken = _take(file)
+        if not taken:  # `clip-more runs` may have looked just now, which takes it for an instant
+            time.sleep(0.2)
+            taken = _take(file)
+        if not (taken and os.path.samestat(os.fstat(file.fileno()), os.stat(folder / _LOCK))):
             file.seek(0)
             who = file.read().strip() or "another process"
             raise ConfigError(f"{folder} is being trained by {who}; wait for it, or name another run with --run NAME")
@@ -150,7 +154,10 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def locked(folder: Path) -> bool:
-    """Whether a process trains this run now (as far as this machine can tell)."""
+    """Whether another process trains this run now, as far as this machine can tell.
+
+    Not for the process that trains it: closing the file here would let its own lock go.
+    """
     try:
         with (folder / _LOCK).open("r+", encoding="utf-8") as file:
             return not _take(file)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # EX_TEMPFAIL of sysexits.h: not an error, try again. What a job script asks for before it queues the run again.
@@ -15,20 +17,21 @@ _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
 
 
 class Stopped(Exception):
-    """The run was asked to stop and has saved; naming it again goes on."""
+    """The run was asked to stop, and what it had done is saved; naming it again goes on."""
 
 
 class StopRequest:
-    """Inside, signals set a flag instead of ending the process; the loop reads it between two steps.
+    """Inside, a signal raises `Stopped` (Ctrl-C `KeyboardInterrupt`, as ever), and while `deferred` only sets a flag.
 
-    A second Ctrl-C ends the process at once. In a thread other than the main one signals stay as they are.
+    In a thread other than the main one signals stay as they are.
 
     Attributes:
-        name: Of the first signal that came, such as ``SIGTERM``; None as long as none did.
+        name: Of the first signal that came while deferred, such as ``SIGTERM``; None as long as none did.
     """
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self._deferring = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -41,10 +44,22 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Between two steps the loop reads `name`; a second Ctrl-C ends the run at once."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
     def _note(self, number: int, _: Any) -> None:
-        if self.name is None:
-            self.name = signal.Signals(number).name
+        name = signal.Signals(number).name
+        if self._deferring and self.name is None:
+            self.name = name
             # Not print: the signal may have come in the middle of one.
-            os.write(2, f"\n{self.name}: saving after this step, then stopping\n".encode())
+            os.write(2, f"\n{name}: saving after this step, then stopping\n".encode())
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
+        elif not self._deferring:
+            raise Stopped(f"{name}, with no step to save")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch import Tensor
 
 from clip_more.config import ConfigError
@@ -123,7 +123,12 @@ class TrainingState:
             CheckpointError: If they are damaged.
         """
         best = self.run.checkpoints / str(self._best_name)
-        on_main(self.run.accelerator, lambda: verify(best))
+        try:
+            on_main(self.run.accelerator, lambda: verify(best))
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}. The last weights are there: --keep last --changed_recipe accept exports them instead"
+            ) from None
         load_full_weights(self.task, read_tensors(best, "model"))
 
     def resume(self) -> str | None:
@@ -145,7 +150,7 @@ class TrainingState:
 
         on_main(accelerator, search)
         if accelerator.num_processes > 1:
-            torch.distributed.broadcast_object_list(found, src=0)
+            broadcast_object_list(found)
         checkpoint: Path | None = found[0]
         if checkpoint is None:
             if lost := sorted(path.name for path in self.run.checkpoints.glob("damaged_*")):
@@ -159,7 +164,11 @@ class TrainingState:
         return self._read(checkpoint)
 
     def _read(self, checkpoint: Path) -> str:
-        before, now = Progress(**read_document(checkpoint, "progress")), self.progress
+        now = self.progress
+        try:
+            before = Progress(**read_document(checkpoint, "progress"))
+        except TypeError:
+            raise ConfigError(f"{checkpoint} was written by another version of clip_more; finish with that") from None
         why = self._differences(before)
         try:
             load_full_weights(self.task, read_tensors(checkpoint, "model"))

@@ -44,6 +44,15 @@ def photos_of(images, transform=brightness, seed=None):
     return Photos(make_dataset(images, [[0]] * len(images), ["cat"]), transform, seed=seed)
 
 
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """A worker that a failed test leaves stuck must not keep the whole suite from ending."""
+    yield
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join(5)
+
+
 @pytest.fixture
 def fifo(tmp_path):
     """A file whose opening waits until somebody writes, as on a disk that is gone."""
@@ -204,6 +213,23 @@ def test_signals_of_a_scheduler_leave_workers_at_work():
 
 
 @needs_linux
+@pytest.mark.parametrize("prepared", [False, True])
+def test_workers_are_born_with_sigterm_blocked_and_the_trainer_gets_it_back(tmp_path, monkeypatch, prepared):
+    def born(worker):
+        blocked = signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        (tmp_path / f"{worker}").write_text(str(blocked))
+
+    monkeypatch.setattr("clip_more.data.loading._in_worker", born)
+    photos = photos_of([encoded(value) for value in range(4)])
+    loader = loader_of(photos, workers=2)
+    loaded = batches(Accelerator(cpu=True).prepare_data_loader(loader) if prepared else loader, photos)
+    next(loaded)
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    list(loaded)
+    assert [(tmp_path / name).read_text() for name in "01"] == ["True", "True"]
+
+
+@needs_linux
 def test_the_trainers_own_sigterm_ends_a_worker_even_where_it_is_stuck(fifo):
     photos = photos_of([encoded(0), fifo])
     loaded = batches(loader_of(photos), photos)
@@ -212,7 +238,7 @@ def test_the_trainers_own_sigterm_ends_a_worker_even_where_it_is_stuck(fifo):
     ended = ends(pid)
     subprocess.run(["kill", "-TERM", str(pid)], check=True)
     (worker,) = multiprocessing.active_children()
-    assert not select.select([os.pidfd_open(pid)], [], [], 0.3)[0]
+    assert not select.select([worker.sentinel], [], [], 0.3)[0], f"it ended with {worker.exitcode}"
     worker.terminate()
     assert ended()
     worker.join()
@@ -242,9 +268,11 @@ def test_workers_of_a_killed_trainer_end_those_that_are_stuck_too(fifo):
     waits = [ends(pid) for pid in workers]
     holder = os.open(fifo, os.O_WRONLY)  # or the trainer's end would close, and the read with it
     trainer.kill()
-    assert all(ended() for ended in waits)
-    os.close(holder)
-    trainer.join()
+    try:
+        assert all(ended() for ended in waits)
+    finally:
+        os.close(holder)
+        trainer.join()
 
 
 @pytest.mark.parametrize(

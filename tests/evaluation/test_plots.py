@@ -192,6 +192,9 @@ def test_what_a_run_has_is_drawn_side_by_side_and_nothing_else(events, titles, m
     places = [ax.get_tightbbox() for ax in axes.values()]
     assert not any(a.overlaps(b) for n, a in enumerate(places) for b in places[:n])
     columns = {ax.get_subplotspec().colspan.start for ax in axes.values()}
+    tall = "mAP x 100" in axes
+    rows = axes["Loss"].get_gridspec().nrows
+    assert rows * (len(columns) - tall) == len(axes) - tall  # no empty place
     assert sum(bool(ax.get_xlabel()) for ax in axes.values()) == len(columns)
 
 

@@ -14,7 +14,8 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -208,9 +209,8 @@ def _mark(stage: str, place: str, tell: Callable[[str], None], death: Death | No
         nonlocal begun
         tell(f"+{stage}")
         begun += 1
-        if death is not None and (death.stage, death.time) == (stage, begun):
-            _doom(death)
-        result = function(*arguments, **options)
+        with _doomed(death) if death and (death.stage, death.time) == (stage, begun) else nullcontext():
+            result = function(*arguments, **options)
         tell(f"-{stage}")
         return result
 
@@ -239,23 +239,26 @@ def _tell_steps(tell: Callable[[str], None]) -> None:
     MetricsLog.write = told  # type: ignore[method-assign]
 
 
-def _doom(death: Death) -> None:
+@contextmanager
+def _doomed(death: Death) -> Iterator[None]:
+    left, limits = death.operation, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if left is None or not _changes_files(event, arguments):
+            return
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+
+    sys.addaudithook(count)  # for the life of the process
     if death.size is not None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (death.size, death.size))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (death.size, limits[1]))
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # as sudden as SIGKILL
-    if death.operation is not None:
-        left = death.operation
-
-        def count(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal left
-            if not _changes_files(event, arguments):
-                return
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
-
-        sys.addaudithook(count)
+    yield
+    left = None
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def _changes_files(event: str, arguments: tuple[Any, ...]) -> bool:

@@ -50,18 +50,27 @@ def test_one_process_keeps_its_own_error():
         raise ValueError("mine")
 
 
-def test_signals_are_noted_and_then_as_before():
+def test_deferred_signals_are_noted_and_then_as_before():
     before = signal.getsignal(signal.SIGTERM)
     for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-        with StopRequest() as stop:
+        with StopRequest() as stop, stop.deferred():
             assert stop.name is None
             os.kill(os.getpid(), getattr(signal, name))
             assert stop.name == name
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "raised"), [("SIGTERM", Stopped), ("SIGUSR1", Stopped), ("SIGINT", KeyboardInterrupt)]
+)
+def test_outside_the_steps_a_signal_ends_the_run_at_once(name, raised):
+    with StopRequest(), pytest.raises(raised):
+        signal.raise_signal(getattr(signal, name))
+
+
 def test_second_interrupt_stops_at_once():
-    with StopRequest():
+    with StopRequest() as stop, stop.deferred():
+        signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

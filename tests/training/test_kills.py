@@ -100,9 +100,9 @@ def test_signal_to_all_processes_saves_and_ends_with_its_own_code(name, twin, sq
 @pytest.mark.parametrize(
     ("stage", "time", "setting"),
     [
-        ("save", 3, "running average"),
-        ("prune", 3, "best weights"),
+        ("save", 1, "running average"),
         ("save of the best", 2, "best weights"),
+        ("save", 3, "best weights"),
         ("report", 1, "accumulation"),
     ],
 )

@@ -78,6 +78,15 @@ def test_parts_without_a_gradient_are_left_out():
     assert gradient_norms(task) == {"head": 5.0}
 
 
+def test_parts_whose_norm_is_not_finite_are_left_out():
+    """An overflow under fp16 is the scaler's business, and JSON has no number for it."""
+    task = Task()
+    task.classifier.head["bias"].grad = torch.tensor([3.0, torch.inf, 4.0])
+    tail = task.model.visual_projection.lora_A["default"].weight
+    tail.grad = torch.ones_like(tail)
+    assert list(gradient_norms(task)) == ["tail"]
+
+
 def test_gradients_in_half_precision_do_not_overflow():
     task = Task()
     task.classifier.head["bias"] = nn.Parameter(torch.zeros(3, dtype=torch.float16))
