@@ -34,5 +34,5 @@ format: setup  ## let ruff rewrite the layout of the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## step time, photo loading and metrics against plain fine-tuning, stock PEFT and stock processors
+bench: setup  ## step time, memory, photo loading and metrics against plain fine-tuning, stock PEFT and stock processors
 	$(BIN)/python eval/benchmark.py --quick

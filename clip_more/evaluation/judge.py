@@ -187,6 +187,7 @@ def _logits(
         accelerator,
         batch_size=config.batch_size,
         workers=config.workers,
+        worker_timeout=config.worker_timeout,
         label=label,
         views=config.views,
     )

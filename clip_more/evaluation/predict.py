@@ -48,7 +48,7 @@ def predict_logits(
     workers: int,
     label: str = "evaluating",
     views: str = "one",
-    worker_timeout: float = 0.0,
+    worker_timeout: float = 300.0,
 ) -> Predictions:
     """Logits in the order of the data set; the prompts are encoded once.
 
@@ -82,7 +82,7 @@ def image_features(
     workers: int,
     label: str,
     views: str = "one",
-    worker_timeout: float = 0.0,
+    worker_timeout: float = 300.0,
 ) -> Predictions:
     """Features (N, D) of every photo, as float32: of unit length, or the mean of its views' unit vectors.
 

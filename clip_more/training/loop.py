@@ -142,7 +142,7 @@ def optimise(run: Run, task: LongTailTask) -> None:
     state = TrainingState(run, prepared, progress)
     _start(run, state)
 
-    photos, loader = train_photos(run, progress.step, plan.total)
+    photos, loader = train_photos(run, plan, progress.step)
     bar = tqdm(
         total=plan.total,
         initial=progress.step,

@@ -17,6 +17,7 @@ from clip_more.data.stream import PhotoStream
 from clip_more.data.transforms import train_transform
 from clip_more.evaluation.predict import image_features
 from clip_more.training.run import Run
+from clip_more.training.schedule import Plan
 
 if TYPE_CHECKING:
     import datasets
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 HEAD_START_PHOTOS = 20_000
 
 
-def train_photos(run: Run, start: int, steps: int) -> tuple[Photos, DataLoader]:
-    """This process's augmented train photos, from optimiser step `start` to `steps`, and the batches they come in.
+def train_photos(run: Run, plan: Plan, start: int) -> tuple[Photos, DataLoader]:
+    """This process's augmented train photos, from optimiser step `start` to the last, and the batches they come in.
 
     Batches hold `pixel_values`, `targets`, `known` and `index`; `accumulation` of them are a step.
     """
@@ -49,7 +50,7 @@ def train_photos(run: Run, start: int, steps: int) -> tuple[Photos, DataLoader]:
             exponent=config.sampler_exponent,
             per_class=config.sampler_per_class,
             unlabelled=config.sampler_unlabelled,
-            epochs=config.epochs,
+            epochs=plan.total * plan.photos_a_step / len(photos) if config.max_steps else config.epochs,
             single_label=config.task == "single_label",
         ),
         config.batch_size,
@@ -57,7 +58,7 @@ def train_photos(run: Run, start: int, steps: int) -> tuple[Photos, DataLoader]:
         processes=accelerator.num_processes,
         rank=accelerator.process_index,
         start=start,
-        steps=steps,
+        steps=plan.total,
     )
     loader = photo_loader(
         photos,
