@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from clip_more.config import ConfigError
 from clip_more.models.heads import PromptHead
 from clip_more.training.average import RunningAverage
 from clip_more.training.build import parameter_groups
 from clip_more.training.processes import distribution
 from clip_more.training.run import Run
-from clip_more.training.sharding import full_weights, load_full_weights, shard, shardable_copy
+from clip_more.training.sharding import full_weights, is_sharded, load_full_weights, shard, shardable_copy
 from clip_more.training.task import LongTailTask
 
 
@@ -31,6 +32,7 @@ class Prepared:
         optimizer: As Accelerate prepared it.
         average: Running average of the weights, if one is kept.
         distribution: `one`, `ddp`, `fsdp2` or `deepspeed`.
+        device: Of this process.
     """
 
     task: LongTailTask
@@ -39,6 +41,7 @@ class Prepared:
     optimizer: Any
     average: RunningAverage | None
     distribution: str
+    device: torch.device
 
     @property
     def head(self) -> PromptHead:
@@ -72,6 +75,7 @@ class Prepared:
     def _bring_home(self) -> None:
         if self.trained is not self.task:
             load_full_weights(self.task, full_weights(self.trained))
+            self.task.to(self.device)
 
 
 def prepare(run: Run, task: LongTailTask) -> Prepared:
@@ -88,8 +92,12 @@ def prepare(run: Run, task: LongTailTask) -> Prepared:
         optimizer = accelerator.prepare(optimizer)
     else:
         wrapped, optimizer = accelerator.prepare(trained, optimizer)
+    if kind == "fsdp2":
+        if not is_sharded(trained):
+            raise ConfigError("the recipe asks for shards (fsdp2), but the model is whole on every process")
+        task.to("cpu")  # until it is judged
     average = RunningAverage(trained, run.config.ema_decay) if run.config.keep == "ema" else None
-    return Prepared(task, trained, wrapped, optimizer, average, kind)
+    return Prepared(task, trained, wrapped, optimizer, average, kind, accelerator.device)
 
 
 def as_number(value: Any) -> float:

@@ -90,10 +90,10 @@ class TrainingState:
             CheckpointError: If it cannot be written; those before it are as they were.
         """
         accelerator, progress = self.run.accelerator, self.progress
-        tensors: dict[str, dict[str, Tensor]] = {"model": full_weights(self.task)}
-        tensors["optimizer"], groups = optimizer_tensors(self.task, self.optimizer)
+        tensors: dict[str, dict[str, Tensor]] = {"model": full_weights(self.task, everywhere=False)}
+        tensors["optimizer"], groups = optimizer_tensors(self.task, self.optimizer, everywhere=False)
         if self.average is not None:
-            tensors["average"] = self.average.full()
+            tensors["average"] = self.average.full(everywhere=False)
         states = gather_object([_random_state()])
         documents: dict[str, Any] = {"optimizer": groups, "random": [numbers for _, numbers in states]}
         for rank, (generators, _) in enumerate(states):
@@ -111,7 +111,7 @@ class TrainingState:
 
     def save_best(self) -> None:
         """Keep the weights as they are now as the best so far."""
-        weights = {"model": full_weights(self.task)}
+        weights = {"model": full_weights(self.task, everywhere=False)}
         self.progress.best_step = self.progress.step
         name, documents = str(self._best_name), {"progress": asdict(self.progress)}
         on_main(self.run.accelerator, lambda: write_checkpoint(self.run.checkpoints, name, weights, documents))

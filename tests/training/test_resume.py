@@ -98,12 +98,15 @@ def test_other_photos_a_step_are_refused_with_what_to_set(half):
         loop.train(from_dict(half, "test"))
 
 
-def test_another_split_of_the_same_step_sees_the_same_photos(half, settings):
-    """Micro-batches add up to the gradient of their photos, but for the order of the sums."""
-    split = loop.train(from_dict({**half, "batch_size": 2, "accumulation": 4, "dropout": 0.0, "run": "split"}, "test"))
-    whole = loop.train(from_dict({**settings, "dropout": 0.0, "run": "whole"}, "test"))
-    one, two = (load_file(run / "merged/model.safetensors") for run in (split, whole))
-    assert max((one[key] - two[key]).abs().max() for key in one) < 1e-4
+def test_another_split_of_the_same_step_sees_the_same_photos(settings, events):
+    """Weights are no measure: AdamW makes full steps of rounding where a gradient is 0, as that of k_proj.bias is."""
+    settings = {**settings, "dropout": 0.0}
+    whole = loop.train(from_dict({**settings, "run": "whole"}, "test"))
+    split = loop.train(from_dict({**settings, "batch_size": 2, "accumulation": 4, "run": "split"}, "test"))
+    other = loop.train(from_dict({**settings, "seed": 1, "run": "other"}, "test"))
+    one, two, three = ([event["loss"] for event in events(run, "train")] for run in (whole, split, other))
+    assert two == pytest.approx(one, rel=1e-4)
+    assert three != pytest.approx(one, rel=1e-2)
 
 
 def test_resumed_events_say_from_where_the_log_counts(half, events):

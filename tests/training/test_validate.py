@@ -238,7 +238,7 @@ def test_best_keeps_the_weights_of_the_best_validation_and_last_those_of_the_las
     assert len(held) == 4
     kept, other = (held[1], held[3]) if keep == "best" else (held[3], held[1])
     assert_close(weights(task.classifier), kept)
-    assert bool(list(tmp_path.rglob("best.safetensors"))) == (keep == "best")
+    assert bool(list(tmp_path.rglob("best_step_*"))) == (keep == "best")
     assert all(not torch.equal(kept[name], other[name]) for name in kept)
 
 
