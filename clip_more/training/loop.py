@@ -101,7 +101,6 @@ def _claim(run: Run, stack: ExitStack) -> None:
     if changes:
         run.log.write("recipe_changed", changes=changes)
         changed = ", ".join(f"{key} from {before!r} to {now!r}" for key, (before, now) in changes.items())
-        data.facts["recipe_changed"] = changed
         print(f"note: going on under a changed recipe: {changed}")
 
 
@@ -140,7 +139,7 @@ def optimise(run: Run, task: LongTailTask) -> None:
         0, plan.total, plan.photos_a_step, accelerator.num_processes, prepared.distribution, digest(data.train)
     )
     state = TrainingState(run, prepared, progress)
-    _start(run, state)
+    _start(run, state, prepared.resumable)
 
     photos, loader = train_photos(run, plan, progress.step)
     bar = tqdm(
@@ -194,10 +193,10 @@ def optimise(run: Run, task: LongTailTask) -> None:
             with throughput.pause():
                 if plan.judges(step):
                     _validate(run, prepared, state)
-                if stopping or plan.saves(step):
+                if prepared.resumable and (stopping or plan.saves(step)):
                     state.save()
             if stopping and step < plan.total:
-                _stop(run, step, plan.total)
+                _stop(run, step, plan.total, saved=prepared.resumable)
     bar.close()
     if config.trackers:
         accelerator.end_training()
@@ -206,13 +205,15 @@ def optimise(run: Run, task: LongTailTask) -> None:
     prepared.finish()
 
 
-def _start(run: Run, state: TrainingState) -> None:
+def _start(run: Run, state: TrainingState, resumable: bool) -> None:
     """Go on from the last checkpoint, or make sure that there is room for those to come."""
     config, accelerator, progress = run.config, run.accelerator, state.progress
     weights, moments = state.bytes()
     exports = 5 * weights  # general/, tail/, merged/ for transformers and for open_clip, and one aside
     on_main(accelerator, lambda: require_space(run.folder, weights + moments + exports, "a checkpoint and the exports"))
-    why = state.resume()
+    if not resumable:
+        accelerator.print("note: under DeepSpeed no checkpoints are written; a run that is stopped starts again")
+    why = state.resume() if resumable else None
     run.log.write(
         "start", total=progress.total, photos=len(run.data.train), photos_a_step=progress.photos_a_step,
         processes=progress.processes, distribution=progress.distribution, precision=config.mixed_precision,
@@ -222,7 +223,6 @@ def _start(run: Run, state: TrainingState) -> None:
         run.log.write("resume", step=progress.step, offset=progress.offset, exact=not why, why=why or None)
     if why:
         accelerator.print(f"note: not bit for bit what one go would have given: {why}")
-        run.data.facts["resumed"] = f"at step {progress.step}, not bit-exact: {why}"
     elif why is None and accelerator.num_processes > 1:
         set_seed(config.seed + accelerator.process_index)  # each its own dropout masks
     if config.trackers:
@@ -282,10 +282,11 @@ def _skip_or_stop(run: Run, progress: Progress, broken: str) -> None:
     )
 
 
-def _stop(run: Run, step: int, total: int) -> None:
+def _stop(run: Run, step: int, total: int, *, saved: bool) -> None:
     signal = run.stop.name or "a signal to another process"
     run.log.write("stopped", step=step, signal=signal)
-    raise Stopped(f"{signal}: saved at step {step} of {total} in {run.checkpoints}")
+    where = f"saved at step {step} of {total} in {run.checkpoints}"
+    raise Stopped(f"{signal}: {where if saved else f'at step {step} of {total}, nothing saved (DeepSpeed)'}")
 
 
 def _describe(data: LongTailData) -> str:

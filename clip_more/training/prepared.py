@@ -44,6 +44,11 @@ class Prepared:
     device: torch.device
 
     @property
+    def resumable(self) -> bool:
+        """DeepSpeed keeps the optimiser's state in parts and under names of its own."""
+        return self.distribution != "deepspeed"
+
+    @property
     def head(self) -> PromptHead:
         """As trained."""
         return cast(PromptHead, self.trained.classifier.get_submodule("head"))

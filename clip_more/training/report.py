@@ -10,6 +10,7 @@ from clip_more.evaluation.chance import chance_map
 from clip_more.evaluation.judge import results_of
 from clip_more.evaluation.plots import plot_ap_by_frequency, plot_training
 from clip_more.evaluation.results import identify
+from clip_more.evaluation.run_events import read_events
 from clip_more.evaluation.scores import load_scores, save_scores
 from clip_more.evaluation.thresholds import fit_thresholds
 from clip_more.hub import export_run
@@ -47,6 +48,7 @@ def report(run: Run, before: np.ndarray) -> None:
     thresholds = _thresholds(run)
     if not run.accelerator.is_main_process:
         return
+    run.data.facts.update(_declared(run))
     clip = run.classifier.clip
     fitted = None if thresholds is None else {"merged": thresholds}
     results = results_of(run.config, run.data, clip, predictions, scores, clip.source, fitted)
@@ -68,6 +70,19 @@ def report(run: Run, before: np.ndarray) -> None:
         print(f"figures are left out: {error}")
     results.save(folder / "results.json")
     (run.folder / ZERO_SHOT).unlink(missing_ok=True)
+
+
+def _declared(run: Run) -> dict[str, list[str]]:
+    """What makes this run another than one go of its recipe, over all its starts."""
+    events = read_events(run.folder / "metrics.jsonl")
+    changes = [
+        f"{key} from {before!r} to {now!r}"
+        for event in events
+        if event["event"] == "recipe_changed"
+        for key, (before, now) in event["changes"].items()
+    ]
+    resumed = [f"step {e['step']}: {e['why']}" for e in events if e["event"] == "resume" and not e["exact"]]
+    return {k: v for k, v in (("recipe_changed", changes), ("resumed_not_bit_exact", resumed)) if v}
 
 
 def _thresholds(run: Run) -> np.ndarray | None:

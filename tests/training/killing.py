@@ -120,7 +120,7 @@ class Trainer:
     @property
     def where(self) -> str:
         """Where it was when last heard of, in words."""
-        return f"step {self.step}, " + (" > ".join(self.inside) or "between stages")
+        return f"step {self.step}, {self.inside[-1] if self.inside else 'between stages'}"
 
     def kill(self) -> None:
         """Kill the trainer alone; its data workers must notice."""

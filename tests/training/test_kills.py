@@ -18,10 +18,11 @@ def go_on(recipe, setting, twin, where):
     """Resume a dead run to its end, and hold it against its twin."""
     folder = recipe.parent / "run"
     assert unreadable(folder) == []
-    newest = newest_checkpoint(folder)
-    KILLED.append((setting, where, "the start" if newest is None else f"step {newest}", "NO"))
+    newest, done = newest_checkpoint(folder), (folder / "report/results.json").exists()
+    origin = "nothing, done" if done else "the start" if newest is None else f"step {newest}"
+    KILLED.append((setting, where, origin, "NO"))
     trainer, _ = finish(recipe)
-    assert trainer.resumed == newest
+    assert trainer.resumed == (None if done else newest)
     compare(folder, twin)
     KILLED[-1] = (*KILLED[-1][:3], "yes")
 
@@ -98,21 +99,21 @@ def test_signal_to_all_processes_saves_and_ends_with_its_own_code(name, twin, sq
 
 @soak
 @pytest.mark.parametrize(
-    ("stage", "time", "setting"),
+    ("stage", "time", "setting", "every"),
     [
-        ("save", 1, "running average"),
-        ("save of the best", 2, "best weights"),
-        ("save", 3, "best weights"),
-        ("report", 1, "accumulation"),
+        ("save", 1, "running average", 1),
+        ("save of the best", 2, "best weights", 1),
+        ("save", 3, "best weights", 1),
+        ("report", 1, "accumulation", 6),
     ],
 )
-def test_run_killed_before_each_file_operation(stage, time, setting, twin, squares, tmp_path):
-    operation = 0
+def test_run_killed_before_a_file_operation(stage, time, setting, every, twin, squares, tmp_path):
+    operation = random.randrange(every)
     while True:
         recipe = write_recipe(squares, tmp_path / str(operation), setting)
         with Trainer(recipe, Death(stage, time=time, operation=operation)) as trainer:
             if trainer.end() == 0:
                 break
-        go_on(recipe, setting, twin(setting), f"{trainer.where} before file operation {operation}")
-        operation += 1
+        go_on(recipe, setting, twin(setting), f"{trainer.where}, file operation {operation}")
+        operation += every
     assert operation > 2

@@ -117,9 +117,7 @@ def test_token_rows_that_no_prompt_uses_do_not_move(settings):
 
 def test_folder_of_another_recipe_is_refused(settings):
     loop.train(from_dict({**settings, "max_steps": 1}, "test"))
-    with pytest.raises(
-        ConfigError, match=r"is a finished run of another recipe:\n    lr  0.001 there, 0.1 now\n"
-    ):
+    with pytest.raises(ConfigError, match=r"is a finished run of another recipe:\n    lr  0.001 there, 0.1 now\n"):
         loop.train(from_dict({**settings, "max_steps": 1, "lr": 0.1}, "test"))
 
 

@@ -57,7 +57,7 @@ def test_changed_recipe_that_is_accepted_is_written_into_log_and_result(half, ev
     folder = loop.train(from_dict({**half, "lr": 0.002, "changed_recipe": "accept"}, "test"))
     assert "going on under a changed recipe: lr from 0.001 to 0.002" in capsys.readouterr().out
     assert [event["changes"] for event in events(folder, "recipe_changed")] == [{"lr": [0.001, 0.002]}]
-    assert Results.load(folder / "report/results.json").evaluated["recipe_changed"] == "lr from 0.001 to 0.002"
+    assert Results.load(folder / "report/results.json").evaluated["recipe_changed"] == ["lr from 0.001 to 0.002"]
     assert loop.train(from_dict({**half, "lr": 0.002}, "test")) == folder  # it is that recipe's run now
 
 
@@ -89,7 +89,8 @@ def test_another_number_of_processes_with_the_same_photos_a_step_goes_on_and_is_
     assert not resume["exact"]
     assert "1 processes (one), before 2 (ddp): the same photos, but sums in another order" in resume["why"]
     assert "not bit for bit what one go would have given" in capsys.readouterr().out
-    assert "not bit-exact" in Results.load(folder / "report/results.json").evaluated["resumed"]
+    (declared,) = Results.load(folder / "report/results.json").evaluated["resumed_not_bit_exact"]
+    assert declared == f"step 3: {resume['why']}"
 
 
 def test_other_photos_a_step_are_refused_with_what_to_set(half):

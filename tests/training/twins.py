@@ -51,8 +51,9 @@ def unreadable(folder: Path) -> list[str]:
 
 
 def hidden(folder: Path) -> list[str]:
-    """Names of hidden files and folders of a run: what is left of something half-written."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if _is_hidden(path, folder))
+    """Names of hidden files and folders of a run: what is left of something half-written, the lock aside."""
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if _is_hidden(path, folder)]
+    return sorted(str(path) for path in paths if path.name != ".lock")
 
 
 def newest_checkpoint(folder: Path) -> int | None:
