@@ -22,7 +22,8 @@ demo: setup  ## BCE, ASL and BCE + MORE on handwritten digits: no download, a fe
 test: setup  ## the whole test suite, offline
 	$(BIN)/python -m pytest
 
-soak: setup  ## what is too long for the suite: 10,000 damaged inputs a reader, half an hour
+soak: setup  ## what is too long for the suite: 10,000 damaged inputs a reader, runs killed at 20 random moments and more
+	CLIP_MORE_KILLS=20 $(BIN)/python -m pytest tests/training/test_kills.py
 	CLIP_MORE_FUZZ=10000 $(BIN)/python -m pytest tests/fuzz
 
 lint: setup  ## ruff and mypy

@@ -78,7 +78,8 @@ def claim(config: TrainConfig, versions: dict[str, str]) -> dict[str, list[Any]]
 
 def has_trained(folder: Path) -> bool:
     """Whether a run has a checkpoint, intact or not."""
-    return any((folder / "checkpoints").glob("*step_*"))
+    names = [path.name for path in (folder / "checkpoints").glob("*")]
+    return any(name.startswith(("step_", "damaged_step_")) for name in names)
 
 
 def finished(config: TrainConfig) -> bool:

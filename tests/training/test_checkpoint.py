@@ -610,11 +610,12 @@ def test_a_kill_at_any_moment_of_setting_aside_loses_no_file(tmp_path):
 def test_a_file_larger_than_the_system_allows_is_told(tmp_path):
     """A limit on file sizes (ulimit -f) is the one full disk that every machine can show."""
     write(tmp_path, "step_1", 1.0)
+    large = torch.ones(1 << 16)  # before the fork: torch's threads do not live in the child
 
     def act():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
         with pytest.raises(CheckpointError, match="File too large"):
-            write_checkpoint(tmp_path, "step_2", {"model": {"weight": torch.ones(1 << 16)}}, {})
+            write_checkpoint(tmp_path, "step_2", {"model": {"weight": large}}, {})
 
     assert not killed_at(10**6, act)
     assert names(tmp_path) == ["step_1"]
