@@ -23,6 +23,27 @@ def fresh_accelerate():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture(autouse=True)
+def no_figures(request, monkeypatch):
+    """Figures are half of what a run of seconds costs; a test that looks for them asks for `figures`."""
+    if "figures" in request.fixturenames:
+        return
+    import clip_more.evaluation.plots
+    import clip_more.training.report
+
+    def touched(profile, before, after, path, **_):
+        Path(path).touch()
+
+    monkeypatch.setattr(clip_more.evaluation.plots, "plot_ap_by_frequency", touched)
+    monkeypatch.setattr(clip_more.training.report, "plot_ap_by_frequency", touched)
+    monkeypatch.setattr(clip_more.training.report, "plot_training", lambda metrics, path: Path(path).touch())
+
+
+@pytest.fixture
+def figures():
+    """Runs of this test draw their figures."""
+
+
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory):
     """Forty photos with coloured squares in a list-file data set: red common, green less so, blue rare."""

@@ -11,12 +11,13 @@ from clip_more.training.run_folder import read_config
 from clip_more.training.task import LongTailTask
 
 
-def test_a_run_leaves_what_the_house_says(settings, events):
+def test_a_run_leaves_what_the_house_says(settings, events, figures):
     folder = loop.train(from_dict(settings, "test"))
     assert folder.name == "lists-x"
     for name in ("config.yaml", "class_profile.json", "report/results.json", "checkpoints/step_6/model.safetensors",
                  "general/model.safetensors", "tail/adapter_model.safetensors", "merged/multilabel.json",
-                 "merged/README.md", "merged/open_clip_model.safetensors"):  # fmt: skip
+                 "merged/README.md", "merged/open_clip_model.safetensors", "report/training.png",
+                 "report/ap_by_frequency.png"):  # fmt: skip
         assert (folder / name).exists(), name
     assert list(Results.load(folder / "report/results.json").ap) == ["zero-shot", "general", "merged"]
     steps = events(folder, "train")
@@ -172,7 +173,7 @@ def test_what_can_be_known_before_is_refused_before_anything_is_written(settings
     assert not (tmp_path / "runs").exists()
 
 
-def test_line_cut_by_a_kill_spoils_neither_log_nor_figures(settings, events):
+def test_line_cut_by_a_kill_spoils_neither_log_nor_figures(settings, figures, events):
     from clip_more.evaluation.plots import read_events
 
     config = from_dict({**settings, "max_steps": 2}, "test")
