@@ -181,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         choices,
         "runs",
         verbs.runs,
-        "list runs: finished, running, stopped or failed, how far, and the best mAP of each group",
+        "list runs: finished, running, stopped, interrupted, failed or damaged, how far, and their mAP by group",
         "clip-more runs\nclip-more runs /data/runs --json runs.json",
     )
     runs.add_argument("folder", nargs="?", default="runs", help="that holds the runs (default: runs)")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from clip_more.config import SECTIONS, ConfigError, TrainConfig
 from clip_more.recipe import from_dict, load_config, parse_value
+from clip_more.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from clip_more.data.paths import Skipped
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 def train(options: argparse.Namespace) -> None:
     """Train a run to its end; print its table."""
     config = load_config(options.recipe, _overrides(options))
-    _quiet()
-    from clip_more.evaluation.results import Results
-    from clip_more.training.loop import train as train_run
+    with StopRequest():  # a scheduler's signal ends the imports, too, with the code of a stopped run
+        _quiet()
+        from clip_more.evaluation.results import Results
+        from clip_more.training.loop import train as train_run
 
-    folder = train_run(config)
+        folder = train_run(config)
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"\n{Results.load(folder / 'report' / 'results.json').table()}\n")
         print(f"merged checkpoint: {folder / 'merged'}\nreport:            {folder / 'report'}")

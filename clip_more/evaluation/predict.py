@@ -148,15 +148,19 @@ def _run(
     loader = accelerator.prepare_data_loader(loader)
     silent = not accelerator.is_main_process or None
     parts = []
-    for batch in tqdm(
-        batches(loader, photos), total=len(loader), desc=label, unit="batch", leave=False, disable=silent
-    ):
-        pixels = batch["pixel_values"]
-        with accelerator.autocast():
-            scores = module(pixels.flatten(0, -4)).float()
-        if pixels.dim() == 5:
-            scores = scores.unflatten(0, pixels.shape[:2]).mean(dim=1)
-        gathered = accelerator.gather_for_metrics((scores, batch["targets"], batch["known"]))
-        parts.append([tensor.cpu().numpy() for tensor in gathered])
+    try:
+        for batch in tqdm(
+            batches(loader, photos), total=len(loader), desc=label, unit="batch", leave=False, disable=silent
+        ):
+            pixels = batch["pixel_values"]
+            with accelerator.autocast():
+                scores = module(pixels.flatten(0, -4)).float()
+            if pixels.dim() == 5:
+                scores = scores.unflatten(0, pixels.shape[:2]).mean(dim=1)
+            gathered = accelerator.gather_for_metrics((scores, batch["targets"], batch["known"]))
+            parts.append([tensor.cpu().numpy() for tensor in gathered])
+    finally:
+        # Accelerate would keep it, and its shared memory, for good: a thousand validations are too many open files.
+        accelerator._dataloaders.remove(loader)
     scores, targets, known = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Predictions(scores, targets.astype(bool), known)

@@ -62,6 +62,18 @@ def not_finite(values: dict[str, float], *, scaled: bool) -> str | None:
     return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 
+def require_scale(accelerator: Accelerator, step: int) -> None:
+    """Under fp16 the scaler halves its scale and skips the step as long as gradients are not finite; not for ever.
+
+    Raises:
+        TrainingError: If the scale has fallen below 1.
+    """
+    if accelerator.optimizer_step_was_skipped and accelerator.scaler.get_scale() < 1:
+        raise TrainingError(
+            f"gradients are not finite at step {step}, at any scale of fp16; take mixed_precision: bf16, or a lower lr"
+        )
+
+
 def on_main(accelerator: Accelerator, action: Callable[[], object]) -> None:
     """Do something on the main process alone; if it fails there, all processes fail for that reason.
 
@@ -72,7 +84,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], object]) -> None:
     try:
         if accelerator.is_main_process:
             action()
-    except Exception as error:
+    except (Exception, Stopped) as error:
         failure = [str(error)]
         raise
     finally:
@@ -93,10 +105,12 @@ def shared_failure(accelerator: Accelerator) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
-        if isinstance(error, Stopped) and accelerator.num_processes > 1:
-            _tell(f"process {accelerator.process_index}, which was asked to stop: {error}")
-        if isinstance(error, Stopped) or accelerator.num_processes == 1:
+    except (Exception, Stopped) as error:
+        if accelerator.num_processes == 1:
+            raise
+        if isinstance(error, Stopped):
+            if not error.agreed:
+                _tell(f"process {accelerator.process_index}, which was asked to stop: {error}")
             raise
         reason = _told(wait=_is_communication(error))
         if reason is not None:
@@ -111,9 +125,16 @@ def shared_failure(accelerator: Accelerator) -> Iterator[None]:
 
 
 def _tell(reason: str) -> None:
+    """Leave the reason in the store, break the connections that others wait on, and let them read it first.
+
+    The store may live in this very process.
+    """
     try:
-        _store().set(_FAILED, reason)
-    except Exception:  # the store lived in a process that is gone
+        store, rank, count = _store(), torch.distributed.get_rank(), torch.distributed.get_world_size()
+        store.set(_FAILED, reason)
+        torch.distributed.destroy_process_group()
+        store.wait([f"{_FAILED}/{other}" for other in range(count) if other != rank], _PATIENCE)
+    except Exception:  # the store lived in a process that is gone, or another did not ask in time
         return
 
 
@@ -124,7 +145,9 @@ def _told(wait: bool) -> str | None:
             store.wait([_FAILED], _PATIENCE)
         elif not store.check([_FAILED]):
             return None
-        return store.get(_FAILED).decode()
+        reason = store.get(_FAILED).decode()
+        store.set(f"{_FAILED}/{torch.distributed.get_rank()}", "read")
+        return reason
     except Exception:  # nothing told in time, or the store lived in a process that is gone
         return None
 
@@ -135,6 +158,8 @@ def _store() -> Any:
 
 def _is_communication(error: Exception) -> bool:
     """Whether the error is about another process rather than this one."""
+    if isinstance(error, OSError):  # a download's, say
+        return False
     text = f"{type(error).__name__} {error}"
     words = ("Connection closed by peer", "Connection reset", "gloo", "NCCL", "DistBackendError", "DistNetworkError")
     return any(word in text for word in words)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import broadcast_object_list, send_to_device, set_seed
 from tqdm import tqdm
 
-from clip_more.config import TrainConfig
+from clip_more.config import ConfigError, TrainConfig
 from clip_more.data.form import digest
 from clip_more.data.load import LongTailData, load_data
 from clip_more.data.loading import batches
@@ -23,12 +25,13 @@ from clip_more.hub import push_folder
 from clip_more.models.clip import load_clip
 from clip_more.training.build import build_classifier, build_task, check_method
 from clip_more.training.checkpoint import clean, list_checkpoints, require_space
-from clip_more.training.guards import TrainingError, not_finite, on_main, shared_failure, step_losses
+from clip_more.training.guards import TrainingError, not_finite, on_main, require_scale, shared_failure, step_losses
 from clip_more.training.prepared import Prepared, as_number, prepare
 from clip_more.training.processes import make_accelerator
 from clip_more.training.report import judge_untouched, report
 from clip_more.training.run import Run
 from clip_more.training.run_folder import (
+    ZERO_SHOT,
     MetricsLog,
     alone,
     claim,
@@ -36,6 +39,7 @@ from clip_more.training.run_folder import (
     finished,
     read_test_ids,
     save_test_ids,
+    write_recipe,
 )
 from clip_more.training.schedule import Plan, warmup_cosine
 from clip_more.training.signals import Stopped, StopRequest
@@ -59,14 +63,14 @@ def train(config: TrainConfig) -> Path:
     log = MetricsLog(config.run_folder)
     try:
         with StopRequest() as stop, shared_failure(accelerator), ExitStack() as stack:
-            if finished(config):
+            if finished(config, accelerator.num_processes):
                 accelerator.print(f"run {config.run_folder} is finished; name another with --run NAME to train again")
             else:
                 _train(_open(config, accelerator, log, stop, stack))
             if config.push_to_hub and accelerator.is_main_process:
                 print(f"uploaded to {push_folder(config.run_folder / 'merged', config.push_to_hub)}")
-    except Stopped:
-        raise
+    except ConfigError:
+        raise  # refused: the run is what it was
     except Exception as error:
         log.write_if_possible("failed", reason=str(error))
         raise
@@ -82,6 +86,7 @@ def _open(config: TrainConfig, accelerator: Accelerator, log: MetricsLog, stop: 
     check_method(config, classifier, data.profile)
     run = Run(config, accelerator, data, classifier, config.run_folder, log, stop)
     on_main(accelerator, lambda: _claim(run, stack))
+    _require_shared_folder(run)
     accelerator.print(f"run {run.folder} | {clip.source} at {clip.image_size} px | {_describe(data)}")
     classifier.to(accelerator.device)
     return run
@@ -91,16 +96,34 @@ def _claim(run: Run, stack: ExitStack) -> None:
     """Keep others out of the run's folder, and clear away what a kill left half-written."""
     folder, data = run.folder, run.data
     stack.enter_context(alone(folder))
-    changes = claim(run.config, versions())
+    run.changes.update(claim(run.config, versions()))
     run.log.active = True
+    if run.changes:  # they may be of how photos are judged
+        (folder / ZERO_SHOT).unlink(missing_ok=True)
     clear_leftovers(folder)
     clean(run.checkpoints)
     save_test_ids(folder, data.drawn_test)
     if data.skipped:
         write_skipped(data.skipped, folder / "skipped.csv")
-    if changes:
-        run.log.write("recipe_changed", changes=changes)
-        changed = ", ".join(f"{key} from {before!r} to {now!r}" for key, (before, now) in changes.items())
+
+
+def _require_shared_folder(run: Run) -> None:
+    """Refuse to go on where a process does not see the folder that the main process writes."""
+    if run.accelerator.num_processes == 1:
+        return
+    recipe = run.folder / "config.yaml"
+    held = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
+    theirs = broadcast_object_list([held])[0]
+    if held != theirs:
+        raise ConfigError(f"{run.folder} is not seen by process {run.accelerator.process_index}: all must share it")
+
+
+def _accept_changes(run: Run) -> None:
+    """The checkpoint fits: the folder's recipe is the new one from here on."""
+    write_recipe(run.config, versions())
+    if run.changes:
+        run.log.write("recipe_changed", changes=run.changes)
+        changed = ", ".join(f"{key} from {before!r} to {now!r}" for key, (before, now) in run.changes.items())
         print(f"note: going on under a changed recipe: {changed}")
 
 
@@ -136,7 +159,16 @@ def optimise(run: Run, task: LongTailTask) -> None:
         validates=data.val is not None,
     )
     progress = Progress(
-        0, plan.total, plan.photos_a_step, accelerator.num_processes, prepared.distribution, digest(data.train)
+        step=0,
+        total=plan.total,
+        photos_a_step=plan.photos_a_step,
+        processes=accelerator.num_processes,
+        batch_size=config.batch_size,
+        distribution=prepared.distribution,
+        data=digest(data.train),
+        prompts=hashlib.blake2b(prepared.head.input_ids.cpu().numpy().tobytes(), digest_size=16).hexdigest(),
+        torch=torch.__version__,
+        device=accelerator.device.type,
     )
     state = TrainingState(run, prepared, progress)
     _start(run, state, prepared.resumable)
@@ -160,7 +192,8 @@ def optimise(run: Run, task: LongTailTask) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * warmup_cosine(done, plan.total, config.warmup)
             with accelerator.accumulate(wrapped):
-                losses = wrapped(batch, alpha=weight)
+                with accelerator.autocast():
+                    losses = wrapped(batch, alpha=weight)
                 accelerator.backward(losses["loss"])
                 window.append({name: losses[name] for name in ("loss", "base", "discrepancy")})
                 if accelerator.sync_gradients:
@@ -181,7 +214,9 @@ def optimise(run: Run, task: LongTailTask) -> None:
                 continue
 
             progress.step = step = done + 1
-            prepared.after_step(step, moved=broken is None)
+            moved = broken is None and not accelerator.optimizer_step_was_skipped
+            prepared.after_step(step, moved=moved)
+            require_scale(accelerator, step)
             throughput.add(plan.photos_a_step)
             bar.update()
             bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
@@ -193,10 +228,13 @@ def optimise(run: Run, task: LongTailTask) -> None:
             with throughput.pause():
                 if plan.judges(step):
                     _validate(run, prepared, state)
-                if prepared.resumable and (stopping or plan.saves(step)):
+                # Not while steps are skipped: the weights may be what is wrong, and older ones would have to go.
+                if prepared.resumable and (stopping or step == plan.total or (plan.saves(step) and moved)):
                     state.save()
-            if stopping and step < plan.total:
+            if stopping:
                 _stop(run, step, plan.total, saved=prepared.resumable)
+    if accelerator.num_processes == 1 and run.stop.name is not None:  # came while the last step was saved
+        _stop(run, plan.total, plan.total, saved=prepared.resumable)
     bar.close()
     if config.trackers:
         accelerator.end_training()
@@ -208,12 +246,12 @@ def optimise(run: Run, task: LongTailTask) -> None:
 def _start(run: Run, state: TrainingState, resumable: bool) -> None:
     """Go on from the last checkpoint, or make sure that there is room for those to come."""
     config, accelerator, progress = run.config, run.accelerator, state.progress
-    weights, moments = state.bytes()
-    exports = 5 * weights  # general/, tail/, merged/ for transformers and for open_clip, and one aside
-    on_main(accelerator, lambda: require_space(run.folder, weights + moments + exports, "a checkpoint and the exports"))
+    needed = state.bytes_to_come()
+    on_main(accelerator, lambda: require_space(run.folder, needed, "this run's checkpoints and exports"))
     if not resumable:
         accelerator.print("note: under DeepSpeed no checkpoints are written; a run that is stopped starts again")
     why = state.resume() if resumable else None
+    on_main(accelerator, lambda: _accept_changes(run))
     run.log.write(
         "start", total=progress.total, photos=len(run.data.train), photos_a_step=progress.photos_a_step,
         processes=progress.processes, distribution=progress.distribution, precision=config.mixed_precision,
@@ -273,11 +311,12 @@ def _skip_or_stop(run: Run, progress: Progress, broken: str) -> None:
     if config.not_finite == "skip" and progress.skipped < config.max_skipped:
         progress.skipped += 1
         run.log.write("skipped", step=step, why=broken)
+        run.accelerator.print(f"note: step {step} is left out, {progress.skipped} so far: {broken}")
         return
     last = next(reversed(list_checkpoints(run.checkpoints)), None)
     before = f", after {progress.skipped} skipped steps" if progress.skipped else ""
     raise TrainingError(
-        f"not finite at step {step}{before}: {broken}. A lower lr or amplitude may help. Last good checkpoint: "
+        f"not finite at step {step}{before}: {broken}. A lower lr or amplitude may help. Last checkpoint before: "
         f"{last or 'none yet'}"
     )
 
@@ -286,7 +325,7 @@ def _stop(run: Run, step: int, total: int, *, saved: bool) -> None:
     signal = run.stop.name or "a signal to another process"
     run.log.write("stopped", step=step, signal=signal)
     where = f"saved at step {step} of {total} in {run.checkpoints}"
-    raise Stopped(f"{signal}: {where if saved else f'at step {step} of {total}, nothing saved (DeepSpeed)'}")
+    raise Stopped(f"{signal}: {where if saved else f'at step {step} of {total}, nothing saved'}", agreed=True)
 
 
 def _describe(data: LongTailData) -> str:

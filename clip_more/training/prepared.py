@@ -68,6 +68,8 @@ class Prepared:
             self._bring_home()
             yield
         finally:
+            if self.trained is not self.task:
+                self.task.to("cpu")
             if self.average is not None:
                 self.average.swap(self.trained)
 
@@ -93,6 +95,12 @@ def prepare(run: Run, task: LongTailTask) -> Prepared:
         shard(trained)
     optimizer: Any = torch.optim.AdamW(parameter_groups(run.config, trained))
     wrapped: nn.Module = trained
+    if kind == "deepspeed":  # what Accelerate would take from a loader
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": run.config.batch_size,
+            "gradient_accumulation_steps": run.config.accumulation,
+            "gradient_clipping": run.config.clip_norm,
+        }
     if by_ourselves:
         optimizer = accelerator.prepare(optimizer)
     else:

@@ -4,7 +4,7 @@ import os
 from datetime import timedelta
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, LoggerType
 
 from clip_more.config import ConfigError, TrainConfig
 
@@ -16,6 +16,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         ConfigError: If another number of processes, or another kind of distribution, came up; launchers do this
             silently.
     """
+    if unknown := [name for name in config.trackers if name not in {str(kind) for kind in LoggerType}]:
+        raise ConfigError(f"trackers: {unknown[0]} is none of Accelerate's: {', '.join(map(str, LoggerType))}")
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.accumulation,
@@ -23,6 +25,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         project_dir=str(config.run_folder) if config.trackers else None,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_timeout))],
     )
+    if absent := set(config.trackers) - {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}:
+        raise ConfigError(f"trackers: {', '.join(sorted(absent))} is not installed here; install it, or leave it out")
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise ConfigError(

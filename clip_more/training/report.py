@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
+from safetensors import SafetensorError
 
 from clip_more.adapters import tail
 from clip_more.adapters.layer import TailLayer
 from clip_more.evaluation.chance import chance_map
 from clip_more.evaluation.judge import results_of
 from clip_more.evaluation.plots import plot_ap_by_frequency, plot_training
+from clip_more.evaluation.predict import Predictions
 from clip_more.evaluation.results import identify
 from clip_more.evaluation.run_events import read_events
 from clip_more.evaluation.scores import load_scores, save_scores
 from clip_more.evaluation.thresholds import fit_thresholds
 from clip_more.hub import export_run
+from clip_more.training.checkpoint import CheckpointError
 from clip_more.training.run import Run
 from clip_more.training.run_folder import ZERO_SHOT
 
@@ -46,8 +51,18 @@ def report(run: Run, before: np.ndarray) -> None:
     predictions = run.logits(run.data.test, "full model")
     scores["merged"] = predictions.scores
     thresholds = _thresholds(run)
-    if not run.accelerator.is_main_process:
-        return
+    if run.accelerator.is_main_process:
+        try:
+            _write(run, predictions, scores, thresholds)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{run.folder}: the exports could not be written: {getattr(error, 'strerror', None) or error} "
+                f"({shutil.disk_usage(run.folder).free / 1e6:.1f} MB free there). All steps are done and saved: make "
+                "room, then run the same command again"
+            ) from error
+
+
+def _write(run: Run, predictions: Predictions, scores: dict[str, np.ndarray], thresholds: np.ndarray | None) -> None:
     run.data.facts.update(_declared(run))
     clip = run.classifier.clip
     fitted = None if thresholds is None else {"merged": thresholds}
@@ -74,7 +89,10 @@ def report(run: Run, before: np.ndarray) -> None:
 
 def _declared(run: Run) -> dict[str, list[str]]:
     """What makes this run another than one go of its recipe, over all its starts."""
-    events = read_events(run.folder / "metrics.jsonl")
+    try:
+        events = read_events(run.folder / "metrics.jsonl")
+    except ValueError as error:  # no reason to lose the run's results
+        return {"metrics_log_damaged": [str(error)]}
     changes = [
         f"{key} from {before!r} to {now!r}"
         for event in events

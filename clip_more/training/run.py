@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 
@@ -31,6 +31,7 @@ class Run:
         folder: `runs/<name>`.
         log: metrics.jsonl.
         stop: Whether a signal asked the run to stop.
+        changes: Keys of the recipe that were accepted to differ from the folder's, to [before, now].
     """
 
     config: TrainConfig
@@ -40,6 +41,7 @@ class Run:
     folder: Path
     log: MetricsLog
     stop: StopRequest = field(default_factory=StopRequest)
+    changes: dict[str, list[Any]] = field(default_factory=dict)
 
     @property
     def checkpoints(self) -> Path:

@@ -25,7 +25,10 @@ except ImportError:  # Windows: nothing keeps two trainers apart there
     fcntl = None  # type: ignore[assignment]
 
 _LOCK = ".lock"
-_ASIDE = re.compile(r"\..+\.(\d+(\.\w+)?|(new|old)-\d+)")
+_ASIDE = re.compile(
+    r"\.((config|test_ids|class_profile|results|scores|zero_shot|skipped|training|ap_by_frequency)\.\d+\.\w+"
+    r"|(general|tail|merged|report)\.(new|old)-\d+)"
+)
 
 # Test logits of the untouched CLIP, below the folder of a run that is not finished yet.
 ZERO_SHOT = "report/zero_shot.safetensors"
@@ -52,7 +55,7 @@ def claim(config: TrainConfig, versions: dict[str, str]) -> dict[str, list[Any]]
         versions: Of Python and the libraries, written beside it.
 
     Returns:
-        What was accepted: key to its value before and now.
+        What is accepted: key to its value before and now. The folder's recipe is the old one until `write_recipe`.
 
     Raises:
         ConfigError: If it belongs to another recipe (the difference is shown), or holds foreign files.
@@ -64,15 +67,23 @@ def claim(config: TrainConfig, versions: dict[str, str]) -> dict[str, list[Any]]
         changes = changed_keys(recipe, config)
         if changes and config.changed_recipe == "refuse":
             raise ConfigError(_difference(folder, changes))
-        if changes or any(_read(recipe).get(key) != config.to_dict()[key] for key in _SHARES):
-            _write_recipe(recipe, config, versions)
         return changes
     foreign = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if has_trained(folder):
+        raise ConfigError(
+            f"{folder} has checkpoints and no config.yaml, so it cannot be known of which recipe they are; bring that "
+            "file back, or name another run with --run NAME"
+        )
     if foreign and not recipe.exists():
         raise ConfigError(f"{folder} is not empty and holds no run; name another with --run NAME")
-    for stale in (folder / ZERO_SHOT, folder / TEST_IDS, folder / "metrics.jsonl"):
+    if (folder / "metrics.jsonl").exists():
+        print(
+            f"note: {folder} has no checkpoint: it starts from its first step; its log so far is metrics.before.jsonl"
+        )
+        (folder / "metrics.jsonl").replace(folder / "metrics.before.jsonl")
+    for stale in (folder / ZERO_SHOT, folder / TEST_IDS):
         stale.unlink(missing_ok=True)
-    _write_recipe(recipe, config, versions)
+    write_recipe(config, versions)
     return changes
 
 
@@ -82,17 +93,39 @@ def has_trained(folder: Path) -> bool:
     return any(name.startswith(("step_", "damaged_step_")) for name in names)
 
 
-def finished(config: TrainConfig) -> bool:
+def finished(config: TrainConfig, processes: int = 1) -> bool:
     """Whether this recipe's run is done: its report comes last.
 
+    Args:
+        config: The recipe.
+        processes: That came up.
+
     Raises:
-        ConfigError: If the folder is a run of another recipe.
+        ConfigError: If the folder is a run of another recipe, or of other photos a step.
     """
     if not (config.run_folder / "report" / "results.json").exists():
         return False
     if changes := changed_keys(config.run_folder / "config.yaml", config):
         raise ConfigError(_difference(config.run_folder, changes, finished=True))
+    photos = processes * config.batch_size * config.accumulation
+    before = next((e["photos_a_step"] for e in reversed(_starts(config.run_folder / "metrics.jsonl"))), photos)
+    if before != photos:
+        raise ConfigError(
+            f"{config.run_folder} is finished, with {before} photos a step, and processes x batch_size x accumulation "
+            f"is {photos} now; name another run with --run NAME"
+        )
     return True
+
+
+def _starts(metrics: Path) -> list[dict[str, Any]]:
+    """The `start` events of a log, whatever else became of it."""
+    lines = metrics.read_bytes().splitlines() if metrics.is_file() else []
+    starts = []
+    for line in lines:
+        if line.startswith(b'{"event": "start"'):
+            with suppress(ValueError):
+                starts.append(json.loads(line))
+    return starts
 
 
 def changed_keys(recipe: Path, config: TrainConfig) -> dict[str, list[Any]]:
@@ -113,7 +146,9 @@ def _difference(folder: Path, changes: dict[str, list[Any]], finished: bool = Fa
     return "\n".join([title, *lines, f"Name this one with --run NAME{accept}; or delete that folder."])
 
 
-def _write_recipe(recipe: Path, config: TrainConfig, versions: dict[str, str]) -> None:
+def write_recipe(config: TrainConfig, versions: dict[str, str]) -> None:
+    """Make this the recipe of the run's folder."""
+    recipe = config.run_folder / "config.yaml"
     text = yaml.safe_dump({"config": config.to_dict(), "versions": versions}, sort_keys=False, allow_unicode=True)
     with written_aside(recipe) as aside:
         aside.write_text(text, encoding="utf-8")
@@ -134,7 +169,7 @@ def alone(folder: Path) -> Iterator[None]:
         if not taken:  # `clip-more runs` may have looked just now, which takes it for an instant
             time.sleep(0.2)
             taken = _take(file)
-        if not (taken and os.path.samestat(os.fstat(file.fileno()), os.stat(folder / _LOCK))):
+        if not (taken and _is_still(folder / _LOCK, file)):
             file.seek(0)
             who = file.read().strip() or "another process"
             raise ConfigError(f"{folder} is being trained by {who}; wait for it, or name another run with --run NAME")
@@ -149,8 +184,8 @@ def alone(folder: Path) -> Iterator[None]:
 
 def clear_leftovers(folder: Path) -> None:
     """Remove what a kill left half-written: files and folders under the names of `clip_more.files`."""
-    for path in [*folder.glob(".*"), *folder.glob("*/.*")]:
-        if _ASIDE.fullmatch(path.name):
+    for path in [*folder.glob(".*"), *(folder / "report").glob(".*")]:
+        if _ASIDE.fullmatch(path.name) and not path.is_symlink():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -162,7 +197,7 @@ def locked(folder: Path) -> bool:
     try:
         with (folder / _LOCK).open("r+", encoding="utf-8") as file:
             return not _take(file)
-    except OSError:
+    except (OSError, ConfigError):
         return False
 
 
@@ -171,9 +206,21 @@ def _take(file: IO[str]) -> bool:
         return True
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):
         return False
+    except OSError as error:
+        raise ConfigError(
+            f"{file.name}: this disk takes no locks ({error.strerror}); put output_dir on another"
+        ) from None
     return True
+
+
+def _is_still(path: Path, file: IO[str]) -> bool:
+    """Whether the open file is the one of that name: its holder may have removed it meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def check_same_held_out(config: TrainConfig, folder: Path) -> None:
@@ -250,11 +297,16 @@ class MetricsLog:
         """Append one event with the time of day."""
         if not self.active:
             return
-        with self.path.open("a+b") as file:
-            file.seek(max(0, file.tell() - 1))
-            cut = file.read() not in (b"", b"\n")  # a kill may have left half a line
-            line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, allow_nan=False)
-            file.write(("\n" * cut + line + "\n").encode())
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, allow_nan=False)
+        try:
+            with self.path.open("a+b") as file:
+                file.seek(max(0, file.tell() - 1))
+                cut = file.read() not in (b"", b"\n")  # a kill may have left half a line
+                file.write(("\n" * cut + line + "\n").encode())
+        except OSError as error:
+            raise OSError(
+                error.errno, f"{self.path} could not be written: {error.strerror}. The last checkpoint is untouched"
+            ) from error
 
     def write_if_possible(self, event: str, **values: Any) -> None:
         """The same where a full disk, say, is no reason to fail: another failure is being reported."""
@@ -271,6 +323,7 @@ class MetricsLog:
 def _read(recipe: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        values["versions"]  # stands last: a file that was cut has none
         return dict(values["config"])
     except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
         raise ConfigError(f"{recipe} is not the config of a run ({type(error).__name__})") from None

@@ -16,8 +16,18 @@ EXIT_STOPPED = 75
 _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
 
 
-class Stopped(Exception):
-    """The run was asked to stop, and what it had done is saved; naming it again goes on."""
+class Stopped(BaseException):
+    """The run was asked to stop, and what it had done is saved; naming it again goes on.
+
+    Like KeyboardInterrupt no Exception: it may come anywhere, and nobody on the way shall take it for their own fault.
+
+    Attributes:
+        agreed: All processes stop after the same step.
+    """
+
+    def __init__(self, text: str, agreed: bool = False) -> None:
+        super().__init__(text)
+        self.agreed = agreed
 
 
 class StopRequest:

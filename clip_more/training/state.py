@@ -16,6 +16,7 @@ from clip_more.config import ConfigError
 from clip_more.training.checkpoint import (
     CheckpointError,
     holds,
+    list_checkpoints,
     newest_intact,
     prune,
     read_document,
@@ -42,7 +43,11 @@ class Progress:
             stream of photos.
         processes: That wrote this.
         distribution: Of their work.
+        batch_size: Photos of a micro-batch.
         data: Digest of the train photos and their labels.
+        prompts: Digest of the prompts' tokens.
+        torch: Its version.
+        device: Its type.
         best: Highest mAP on the held-out part so far.
         best_step: Its step.
         skipped: Steps without an update, their loss or gradient not being finite.
@@ -53,8 +58,12 @@ class Progress:
     total: int
     photos_a_step: int
     processes: int
+    batch_size: int
     distribution: str
     data: str
+    prompts: str
+    torch: str
+    device: str
     best: float | None = None
     best_step: int | None = None
     skipped: int = 0
@@ -77,11 +86,16 @@ class TrainingState:
         self.average = prepared.average
         self.progress = progress
 
-    def bytes(self) -> tuple[int, int]:
-        """About how large the weights are, and what a checkpoint holds beside them."""
+    def bytes_to_come(self) -> int:
+        """About what this run is yet to write: its checkpoints, one of them aside, and the exports."""
+        config = self.run.config
         weights = sum(tensor.numel() * tensor.element_size() for tensor in self.task.state_dict().values())
         trained = sum(p.numel() * p.element_size() for p in self.task.parameters() if p.requires_grad)
-        return weights, trained * (2 if self.average is None else 3)
+        checkpoint = weights + trained * (2 if self.average is None else 3)
+        there = len(list_checkpoints(self.run.checkpoints))
+        best = 2 * weights if config.keep == "best" else 0
+        exports = 5 * weights  # general/, tail/, merged/ for transformers and for open_clip, and one aside
+        return max(1, config.keep_checkpoints + 1 - there) * checkpoint + best + exports
 
     def save(self) -> None:
         """Write `checkpoints/step_N`, then let go of those that are no longer kept.
@@ -122,7 +136,11 @@ class TrainingState:
         Raises:
             CheckpointError: If they are damaged.
         """
-        best = self.run.checkpoints / str(self._best_name)
+        if self._best_name is None:
+            raise CheckpointError(
+                "nothing was judged under keep: best; --keep last --changed_recipe accept exports the last weights"
+            )
+        best = self.run.checkpoints / self._best_name
         try:
             on_main(self.run.accelerator, lambda: verify(best))
         except CheckpointError as error:
@@ -152,16 +170,7 @@ class TrainingState:
         if accelerator.num_processes > 1:
             broadcast_object_list(found)
         checkpoint: Path | None = found[0]
-        if checkpoint is None:
-            if lost := sorted(path.name for path in self.run.checkpoints.glob("damaged_*")):
-                raise CheckpointError(
-                    f"{self.run.checkpoints} holds no intact checkpoint, but {', '.join(lost)}; delete "
-                    f"{self.run.folder} to start again, or name another run with --run NAME"
-                )
-            return None
-        if not checkpoint.is_dir():
-            raise CheckpointError(f"{checkpoint} is not seen here; all machines of a run must share its folder")
-        return self._read(checkpoint)
+        return None if checkpoint is None else self._read(checkpoint)
 
     def _read(self, checkpoint: Path) -> str:
         now = self.progress
@@ -170,6 +179,11 @@ class TrainingState:
         except TypeError:
             raise ConfigError(f"{checkpoint} was written by another version of clip_more; finish with that") from None
         why = self._differences(before)
+        if before.step > now.total:
+            raise ConfigError(
+                f"{checkpoint} is beyond the {now.total} steps of this recipe; raise max_steps or epochs, or name "
+                "another run with --run NAME"
+            )
         try:
             load_full_weights(self.task, read_tensors(checkpoint, "model"))
             load_optimizer_tensors(self.task, self.optimizer, read_tensors(checkpoint, "optimizer"))
@@ -188,35 +202,52 @@ class TrainingState:
             _set_random_state(read_tensors(checkpoint, f"random_{rank}"), numbers[rank])
         else:
             set_seed(self.run.config.seed + 1_000_003 * before.step + accelerator.process_index)
-        now.step = before.step * before.photos_a_step // now.photos_a_step
+        now.step = before.step
         now.best, now.best_step, now.skipped, now.offset = before.best, before.best_step, before.skipped, before.offset
         return why
 
     def _differences(self, before: Progress) -> str:
-        """What makes the rest of the run another than it would have been; refused unless the recipe accepts it."""
+        """What makes the rest of the run another than it would have been, where that is well defined.
+
+        Raises:
+            ConfigError: Where it is not, or where it must be accepted and is not.
+        """
         now, accepted = self.progress, self.run.config.changed_recipe == "accept"
         if before.data != now.data and not accepted:
             raise ConfigError(
                 f"the train photos of {self.run.folder} or their labels are no longer those it was trained on; bring "
                 "them back, name another run with --run NAME, or go on with --changed_recipe accept"
             )
-        if before.photos_a_step != now.photos_a_step and not accepted:
+        if before.prompts != now.prompts:
             raise ConfigError(
-                f"{self.run.folder} was trained by {before.processes} processes on {before.photos_a_step} photos a "
-                f"step, and {now.processes} processes x batch_size x accumulation is {now.photos_a_step}: steps would "
-                "not mean the same photos. Set batch_size or accumulation so that the product is "
-                f"{before.photos_a_step}, or go on with --changed_recipe accept"
+                f"the prompts of {self.run.folder} are no longer those it was trained on, and its checkpoint holds the "
+                "tokens of those alone; name another run with --run NAME"
+            )
+        if before.photos_a_step != now.photos_a_step:
+            times, left = divmod(before.photos_a_step, now.processes * now.batch_size)
+            raise ConfigError(
+                f"{self.run.folder} was trained on {before.photos_a_step} photos a step (by {before.processes} "
+                f"process(es)), and {now.processes} process(es) x batch_size x accumulation is {now.photos_a_step}: "
+                f"steps would not mean the same photos. Make the product {before.photos_a_step}"
+                f"{'' if left else f', with --accumulation {times}'}, or name another run with --run NAME"
             )
         why = []
+        if changes := self.run.changes:
+            why.append(f"the recipe changed ({', '.join(changes)})")
         if before.data != now.data:
             why.append("the train data changed")
-        if before.photos_a_step != now.photos_a_step:
-            why.append(f"{now.photos_a_step} photos a step, before {before.photos_a_step}")
         if (before.processes, before.distribution) != (now.processes, now.distribution):
             why.append(
-                f"{now.processes} processes ({now.distribution}), before {before.processes} ({before.distribution}): "
+                f"{now.processes} process(es) ({now.distribution}), before {before.processes} ({before.distribution}): "
                 "the same photos, but sums in another order and other dropout masks"
             )
+        elif before.batch_size != now.batch_size:
+            why.append(
+                f"{now.batch_size} photos a micro-batch, before {before.batch_size}: the same photos, but sums in "
+                "another order and other dropout masks"
+            )
+        if (before.torch, before.device) != (now.torch, now.device):
+            why.append(f"torch {now.torch} on {now.device}, before {before.torch} on {before.device}")
         return "; ".join(why)
 
     @property

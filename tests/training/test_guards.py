@@ -8,7 +8,7 @@ import torch
 
 from clip_more.recipe import from_dict
 from clip_more.training import loop
-from clip_more.training.guards import TrainingError, not_finite, on_main, shared_failure, step_losses
+from clip_more.training.guards import TrainingError, not_finite, on_main, require_scale, shared_failure, step_losses
 from clip_more.training.signals import Stopped, StopRequest
 from clip_more.training.task import LongTailTask
 
@@ -100,14 +100,16 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(settings, events, mon
 def test_a_skipped_step_leaves_weights_moments_and_average_alone(settings, monkeypatch):
     from safetensors.torch import load_file
 
-    not_finite_at(monkeypatch, 2)
+    not_finite_at(monkeypatch, 2, 6)
     settings = {**settings, "tuning": "full", "not_finite": "skip", "checkpoint_every": 1, "keep": "ema"}
     settings |= {"keep_checkpoints": 9}
     folder = loop.train(from_dict(settings, "test")) / "checkpoints"
+    # Older ones need not make room for one that brings nothing; the last is there whatever happened.
+    assert sorted(path.name for path in folder.iterdir()) == ["step_1", "step_3", "step_4", "step_5", "step_6"]
     for kind in ("model", "optimizer", "average"):
-        first, second, third = (load_file(folder / f"step_{step}" / f"{kind}.safetensors") for step in (1, 2, 3))
-        assert all(torch.equal(first[name], second[name]) for name in first), kind
-        assert any(not torch.equal(second[name], third[name]) for name in first), kind
+        fourth, fifth, sixth = (load_file(folder / f"step_{step}" / f"{kind}.safetensors") for step in (4, 5, 6))
+        assert all(torch.equal(fifth[name], sixth[name]) for name in fifth), kind
+        assert any(not torch.equal(fourth[name], fifth[name]) for name in fifth), kind
 
 
 def test_more_skipped_steps_than_allowed_stop_the_run(settings, events, monkeypatch):
@@ -117,6 +119,40 @@ def test_more_skipped_steps_than_allowed_stop_the_run(settings, events, monkeypa
         loop.train(from_dict(settings, "test"))
     (event,) = events(from_dict(settings, "test").run_folder, "failed")
     assert "not finite at step 4" in event["reason"]
+
+
+def test_signal_while_a_photo_is_opened_is_no_fault_of_the_photo(settings, monkeypatch):
+    import PIL.Image
+
+    def interrupted(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(PIL.Image, "open", interrupted)
+    with pytest.raises(Stopped, match="SIGTERM, with no step to save"):
+        loop.train(from_dict(settings, "test"))
+
+
+def test_signal_in_the_last_step_stops_before_the_report(settings, monkeypatch):
+    forward, seen = LongTailTask.forward, []
+
+    def interrupted(self, batch, alpha=0.0):
+        seen.append(1)
+        if len(seen) == 6:
+            signal.raise_signal(signal.SIGUSR1)
+        return forward(self, batch, alpha)
+
+    monkeypatch.setattr(LongTailTask, "forward", interrupted)
+    with pytest.raises(Stopped, match="SIGUSR1: saved at step 6 of 6"):
+        loop.train(from_dict(settings, "test"))
+    assert (loop.train(from_dict(settings, "test")) / "report/results.json").exists()
+    assert len(seen) == 6
+
+
+def test_a_scale_of_fp16_that_falls_below_one_stops_the_run():
+    skipped = SimpleNamespace(optimizer_step_was_skipped=True, scaler=SimpleNamespace(get_scale=lambda: 0.5))
+    with pytest.raises(TrainingError, match="gradients are not finite at step 7, at any scale"):
+        require_scale(skipped, 7)
+    require_scale(SimpleNamespace(optimizer_step_was_skipped=False, scaler=None), 7)
 
 
 def test_signal_saves_after_the_step_and_naming_the_run_again_goes_on(settings, events, monkeypatch):

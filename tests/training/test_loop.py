@@ -144,7 +144,7 @@ def test_folder_that_is_no_run_is_refused(settings, tmp_path):
 
 def test_loss_that_is_not_finite_stops_with_step_parts_and_checkpoint(settings, monkeypatch):
     monkeypatch.setattr(loop.Plan, "alpha", lambda self, step: 1e39 if step == 2 else 0.5)
-    with pytest.raises(loop.TrainingError, match=r"not finite at step 3: loss (inf|nan), base .*checkpoint: .*step_2"):
+    with pytest.raises(loop.TrainingError, match=r"not finite at step 3: loss (inf|nan), base .* before: .*step_2"):
         loop.train(from_dict({**settings, "checkpoint_every": 1}, "test"))
 
 

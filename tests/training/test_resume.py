@@ -4,16 +4,18 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from clip_more.config import ConfigError
 from clip_more.evaluation.results import Results
+from clip_more.evaluation.scores import load_scores
 from clip_more.recipe import from_dict
 from clip_more.training import loop
 from clip_more.training.checkpoint import list_checkpoints, read_document, write_checkpoint
-from clip_more.training.run_folder import alone, locked
+from clip_more.training.run_folder import alone, clear_leftovers, has_trained, locked
 from clip_more.training.signals import Stopped
 
 
@@ -66,6 +68,39 @@ def test_recipe_that_fits_no_checkpoint_is_refused_though_changes_are_accepted(h
         loop.train(from_dict({**half, "rho": 0.5, "changed_recipe": "accept"}, "test"))
 
 
+def test_what_no_checkpoint_fits_leaves_the_folder_with_its_recipe(half, events):
+    with pytest.raises(ConfigError, match="does not fit"):
+        loop.train(from_dict({**half, "rho": 0.5, "changed_recipe": "accept"}, "test"))
+    folder = loop.train(from_dict(half, "test"))
+    assert not events(folder, "recipe_changed")
+    assert events(folder, "resume")[0]["exact"]
+
+
+def test_fewer_steps_than_were_done_are_refused_though_changes_are_accepted(half):
+    with pytest.raises(ConfigError, match=r"step_3 is beyond the 2 steps of this recipe"):
+        loop.train(from_dict({**half, "max_steps": 2, "changed_recipe": "accept"}, "test"))
+
+
+def test_other_prompts_are_refused_though_changes_are_accepted(half):
+    """The checkpoint holds the embeddings of the prompts' tokens, by their order alone."""
+    changed = {**half, "class_prompts": {"blue square": "green cat"}, "changed_recipe": "accept"}
+    with pytest.raises(ConfigError, match=r"the prompts of .* are no longer those it was trained on"):
+        loop.train(from_dict(changed, "test"))
+
+
+def test_accepted_changes_judge_the_untouched_model_again(half):
+    folder = loop.train(from_dict({**half, "views": "flip", "changed_recipe": "accept"}, "test"))
+    plain = loop.train(from_dict({**half, "views": "flip", "run": "plain", "max_steps": 1}, "test"))
+    one, two = (load_scores(run / "report/scores.safetensors").rows["zero-shot"] for run in (folder, plain))
+    assert np.array_equal(one, two)
+
+
+def test_torch_of_another_version_is_declared(half, events):
+    rewrite_progress(half, torch="1.0")
+    (resume,) = events(loop.train(from_dict(half, "test")), "resume")
+    assert "before 1.0 on cpu" in resume["why"]
+
+
 @pytest.mark.parametrize("extra", [{"workers": 1}, {"log_every": 3}, {"checkpoint_every": 5}, {"keep_checkpoints": 1}])
 def test_what_does_not_matter_may_change(half, extra, events):
     assert events(loop.train(from_dict({**half, **extra}, "test")), "resume")[0]["exact"]
@@ -87,16 +122,53 @@ def test_another_number_of_processes_with_the_same_photos_a_step_goes_on_and_is_
     folder = loop.train(from_dict({**half, "batch_size": 4, "accumulation": 2}, "test"))
     (resume,) = events(folder, "resume")
     assert not resume["exact"]
-    assert "1 processes (one), before 2 (ddp): the same photos, but sums in another order" in resume["why"]
+    assert "1 process(es) (one), before 2 (ddp): the same photos, but sums in another order" in resume["why"]
     assert "not bit for bit what one go would have given" in capsys.readouterr().out
     (declared,) = Results.load(folder / "report/results.json").evaluated["resumed_not_bit_exact"]
     assert declared == f"step 3: {resume['why']}"
 
 
-def test_other_photos_a_step_are_refused_with_what_to_set(half):
+@pytest.mark.parametrize("extra", [{}, {"changed_recipe": "accept"}])
+def test_other_photos_a_step_are_refused_with_what_to_set(half, extra):
     rewrite_progress(half, processes=2, photos_a_step=16)
-    with pytest.raises(ConfigError, match=r"2 processes on 16 photos a step, .* is 8.* the product is 16"):
-        loop.train(from_dict(half, "test"))
+    with pytest.raises(ConfigError, match=r"on 16 photos a step .* is 8.* product 16, with --accumulation 2"):
+        loop.train(from_dict({**half, **extra}, "test"))
+
+
+def test_another_split_on_one_process_is_declared(half, events):
+    (resume,) = events(loop.train(from_dict({**half, "batch_size": 4, "accumulation": 2}, "test")), "resume")
+    assert "4 photos a micro-batch, before 8" in resume["why"]
+
+
+def test_a_finished_run_of_other_photos_a_step_is_not_this_one(half):
+    folder = loop.train(from_dict(half, "test"))
+    assert loop.train(from_dict({**half, "batch_size": 2, "accumulation": 4}, "test")) == folder
+    with pytest.raises(ConfigError, match=r"is finished, with 8 photos a step, .* is 2 now"):
+        loop.train(from_dict({**half, "batch_size": 2}, "test"))
+
+
+def test_a_damaged_log_costs_no_results(half):
+    folder = from_dict(half, "test").run_folder
+    with (folder / "metrics.jsonl").open("a") as log:
+        log.write("[1, 2]\n")
+    assert "metrics_log_damaged" in Results.load(loop.train(from_dict(half, "test")) / "report/results.json").evaluated
+
+
+def test_leftovers_are_cleared_and_what_is_a_users_stays(tmp_path):
+    ours = [".merged.new-77", ".config.77.yaml", "report/.results.77.json", "report/.scores.77.safetensors"]
+    others = [".notes.2024", "docs/.todo.1.txt", ".lock", "report/.mine.1", "merged"]
+    for name in ours + others:
+        (tmp_path / name).mkdir(parents=True)
+    clear_leftovers(tmp_path)
+    assert [name for name in ours + others if (tmp_path / name).exists()] == others
+
+
+def test_a_run_without_checkpoint_is_not_a_run_that_trained(tmp_path):
+    for name in (".step_2.new", "best_step_1"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert not has_trained(tmp_path)
+    (tmp_path / "checkpoints/damaged_step_1").mkdir()
+    assert has_trained(tmp_path)
 
 
 def test_another_split_of_the_same_step_sees_the_same_photos(settings, events):
