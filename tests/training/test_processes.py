@@ -299,17 +299,18 @@ def test_a_signal_to_one_of_two_stops_both_and_the_sharded_run_goes_on(settings,
 def test_a_process_that_fails_ends_the_other_with_its_reason_and_one_process_goes_on(
     settings, one, start, record_property
 ):
+    """The first process is the harder case: the store in which it leaves its reason ends with it."""
     path = recipe(settings, "failed", distribution="fsdp2")
-    (code, printed), (faulty_code, faulty_printed) = two(path, faulty=1, fault=("raise", 3))
+    (faulty_code, faulty_printed), (code, printed) = two(path, faulty=0, fault=("raise", 3))
     reason = "the disk of this machine is gone"
     assert code == faulty_code == 1, printed + faulty_printed
     assert reason in faulty_printed
-    assert f"ended because of process 1: {reason}" in printed
+    assert f"ended because of process 0: {reason}" in printed
     assert main(["train", str(path), "--accumulation", "2", "--distribution", "one"]) == 0
     folder = one.parent / "failed"
     (resumed,) = events(folder, "resume")
     assert (resumed["step"], resumed["exact"]) == (2, False)
-    assert "1 processes (one), before 2 (fsdp2)" in resumed["why"]
+    assert "1 process(es) (one), before 2 (fsdp2)" in resumed["why"]
     assert_equals(folder, one, start, record_property)
 
 
