@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _FAILED = "clip_more/failed"
-_PATIENCE = timedelta(seconds=5)
+_PATIENCE = 5.0  # seconds
 
 
 class TrainingError(RuntimeError):
@@ -103,57 +104,63 @@ def shared_failure(accelerator: Accelerator) -> Iterator[None]:
     Raises:
         TrainingError: On a process that ends because of another.
     """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    others = _Others(accelerator)
+    others.start()
     try:
         yield
     except (Exception, Stopped) as error:
-        if accelerator.num_processes == 1:
-            raise
         if isinstance(error, Stopped):
             if not error.agreed:
-                _tell(f"process {accelerator.process_index}, which was asked to stop: {error}")
+                others.tell(f"process {accelerator.process_index}, which was asked to stop: {error}")
             raise
-        reason = _told(wait=_is_communication(error))
-        if reason is not None:
-            raise TrainingError(f"ended because of {reason}") from error
-        if _is_communication(error):
+        communication = _is_communication(error)
+        others.heard.wait(_PATIENCE if communication else 0)
+        if others.reason is not None:
+            raise TrainingError(f"ended because of {others.reason}") from error
+        if communication:
             raise TrainingError(
                 "another process is gone without a word: killed, out of memory, or its machine is down. The same "
                 "command goes on from the last checkpoint"
             ) from error
-        _tell(f"process {accelerator.process_index}: {error}")
+        others.tell(f"process {accelerator.process_index}: {error}")
         raise
+    finally:
+        others.done.set()
 
 
-def _tell(reason: str) -> None:
-    """Leave the reason in the store, break the connections that others wait on, and let them read it first.
+class _Others(threading.Thread):
+    """Listens for the reason that another process leaves in the process group's store, and leaves this one's there.
 
-    The store may live in this very process.
+    A process that waits for a dead one hears of it only when its connection breaks, and then the store may be gone,
+    if it lived in the dead one: so a thread looks meanwhile.
     """
-    try:
-        store, rank, count = _store(), torch.distributed.get_rank(), torch.distributed.get_world_size()
-        store.set(_FAILED, reason)
-        torch.distributed.destroy_process_group()
-        store.wait([f"{_FAILED}/{other}" for other in range(count) if other != rank], _PATIENCE)
-    except Exception:  # the store lived in a process that is gone, or another did not ask in time
-        return
 
+    def __init__(self, accelerator: Accelerator) -> None:
+        super().__init__(daemon=True)
+        self.reason: str | None = None
+        self.heard, self.done = threading.Event(), threading.Event()
+        self._rank, self._count = accelerator.process_index, accelerator.num_processes
+        self._store: Any = torch.distributed.distributed_c10d._get_default_store()
 
-def _told(wait: bool) -> str | None:
-    try:
-        store = _store()
-        if wait:
-            store.wait([_FAILED], _PATIENCE)
-        elif not store.check([_FAILED]):
-            return None
-        reason = store.get(_FAILED).decode()
-        store.set(f"{_FAILED}/{torch.distributed.get_rank()}", "read")
-        return reason
-    except Exception:  # nothing told in time, or the store lived in a process that is gone
-        return None
+    def run(self) -> None:
+        with suppress(Exception):  # the store lived in a process that is gone
+            while not self.done.wait(1.0):
+                if self._store.check([_FAILED]):
+                    self.reason = self._store.get(_FAILED).decode()
+                    self._store.set(f"{_FAILED}/{self._rank}", "heard")
+                    self.heard.set()
+                    return
 
-
-def _store() -> Any:
-    return torch.distributed.distributed_c10d._get_default_store()
+    def tell(self, reason: str) -> None:
+        """Leave a reason, and stay until all have heard it: the store may live in this very process."""
+        self.done.set()
+        with suppress(Exception):
+            self._store.set(_FAILED, reason)
+            others = [f"{_FAILED}/{rank}" for rank in range(self._count) if rank != self._rank]
+            self._store.wait(others, timedelta(seconds=_PATIENCE))
 
 
 def _is_communication(error: Exception) -> bool:
