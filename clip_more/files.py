@@ -7,6 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def as_others(path: Path) -> None:
+    """Give a file the rights that new files have: safetensors leaves its own readable by their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 @contextmanager
 def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a file name beside `path` to write to; renamed on success, removed on failure. Keeps the suffix."""
@@ -15,6 +22,7 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield aside
+        as_others(aside)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -30,6 +38,9 @@ def filled_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
+        for path in aside.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                as_others(path)
         if folder.exists():
             folder.rename(old)
         try:

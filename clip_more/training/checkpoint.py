@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from clip_more.files import as_others
 from clip_more.training.manifest import (
     CheckpointError,
     DamagedError,
@@ -196,6 +197,7 @@ def _fill(folder: Path, tensors: Mapping[str, Mapping[str, torch.Tensor]], texts
 
         for key, held in sorted(tensors.items(), key=lambda item: -sum(t.nbytes for t in item[1].values())):
             save_file(_apart(held), folder / f"{key}.safetensors")
+            as_others(folder / f"{key}.safetensors")
             written(f"{key}.safetensors")
         for file, text in texts.items():
             (folder / file).write_bytes(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -62,16 +62,13 @@ class Prepared:
     @contextmanager
     def judged(self) -> Iterator[None]:
         """Inside, `task` holds the weights to judge now: the running average, where one is kept."""
-        if self.average is not None:
-            self.average.swap(self.trained)
-        try:
+        with nullcontext() if self.average is None else self.average.applied(self.trained):
             self._bring_home()
-            yield
-        finally:
-            if self.trained is not self.task:
-                self.task.to("cpu")
-            if self.average is not None:
-                self.average.swap(self.trained)
+            try:
+                yield
+            finally:
+                if self.trained is not self.task:
+                    self.task.to("cpu")
 
     def finish(self) -> None:
         """Leave the weights that the recipe keeps in `task`."""

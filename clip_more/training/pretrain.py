@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -240,8 +239,6 @@ def save_pretrained(
     weights = {name: tensor.detach().cpu().to(dtype) for name, tensor in clip.model.state_dict().items()}
     with filled_aside(target) as aside:
         clip.model.save_pretrained(aside, state_dict={name: tensor.contiguous() for name, tensor in weights.items()})
-        for path in aside.glob("*.safetensors"):
-            shutil.copymode(aside / "config.json", path)  # transformers leaves weights readable by their owner alone
         clip.image_processor.save_pretrained(aside)
         if tokenizer:
             clip.tokenizer.save_pretrained(aside)
