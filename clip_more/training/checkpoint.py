@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -139,13 +139,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
-def prune(folder: Path, keep: int, best: str | None) -> None:
-    """Remove all but the last `keep` (1 or more) `step_N`, and every `best_step_N` but the one named `best`.
+def prune(folder: Path, keep: int, best: Collection[str] = ()) -> None:
+    """Remove all but the last `keep` (1 or more) `step_N`, and every `best_step_N` but those named in `best`.
 
     Raises:
         CheckpointError: If one cannot be removed.
     """
-    others = [path for path in _folders(folder) if _BEST.fullmatch(path.name) and path.name != best]
+    others = [path for path in _folders(folder) if _BEST.fullmatch(path.name) and path.name not in best]
     for old in [*list_checkpoints(folder)[:-keep], *others]:
         gone = _hidden(old, "gone")
         shutil.rmtree(gone, ignore_errors=True)

@@ -119,7 +119,9 @@ class TrainingState:
             progress.offset = self.run.log.offset()
             documents["progress"] = asdict(progress)
             write_checkpoint(self.run.checkpoints, f"step_{progress.step}", tensors, documents)
-            prune(self.run.checkpoints, self.run.config.keep_checkpoints, self._best_name)
+            # Should the newest be damaged, the one before it is used, with the best weights of its own time.
+            kept = list_checkpoints(self.run.checkpoints)[-self.run.config.keep_checkpoints :]
+            prune(self.run.checkpoints, self.run.config.keep_checkpoints, {_best_of(path) for path in kept})
 
         on_main(accelerator, write)
 
@@ -258,6 +260,14 @@ class TrainingState:
     def _say_damaged(self, text: str) -> None:
         print(f"note: {text}", flush=True)
         self.run.log.write("damaged", what=text)
+
+
+def _best_of(checkpoint: Path) -> str:
+    """Name of the best weights that a checkpoint knows of; a damaged one knows of none, and will not be used."""
+    try:
+        return f"best_step_{read_document(checkpoint, 'progress')['best_step']}"
+    except (CheckpointError, ValueError, TypeError, KeyError):
+        return ""
 
 
 def _random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -407,7 +407,7 @@ def test_a_disk_that_is_read_only_is_told(small_disk):
     with pytest.raises(CheckpointError, match=r"step_3 could not be written: Read-only file system"):
         write(small_disk, "step_3")
     with pytest.raises(CheckpointError, match=r"step_1 could not be renamed \.step_1\.gone: Read-only file system"):
-        prune(small_disk, 1, None)
+        prune(small_disk, 1)
     assert value_of(small_disk / "step_1") == 1.0
 
 
@@ -453,7 +453,7 @@ def test_every_file_is_on_the_disk_before_the_rename_and_the_rename_after(tmp_pa
 def test_the_last_ones_stay(tmp_path, keep, left):
     for step in (9, 2, 11):
         write(tmp_path, f"step_{step}")
-    prune(tmp_path, keep, None)
+    prune(tmp_path, keep)
     assert list_checkpoints(tmp_path) == [tmp_path / f"step_{step}" for step in left]
     assert len(names(tmp_path)) == len(left)
 
@@ -463,7 +463,7 @@ def test_the_best_one_stays_and_former_best_ones_go(tmp_path):
         write(tmp_path, name)
     for name in ("damaged_step_3", "best_step_5_of_mine"):
         (tmp_path / name).mkdir()
-    prune(tmp_path, 1, "best_step_5")
+    prune(tmp_path, 1, {"best_step_5"})
     assert names(tmp_path) == ["best_step_5", "best_step_5_of_mine", "damaged_step_3", "step_10"]
 
 
@@ -585,12 +585,12 @@ def test_a_kill_at_any_moment_of_pruning_leaves_only_whole_checkpoints(tmp_path)
         for name in ("step_2", "step_3", "best_step_1", "best_step_2"):
             write(folder, name)
 
-    for folder in kills(tmp_path, prepare, lambda f: prune(f, 1, "best_step_2")):
+    for folder in kills(tmp_path, prepare, lambda f: prune(f, 1, {"best_step_2"})):
         assert "step_3" in listed(folder)
         for best in folder.glob("best_step_*"):
             verify(best)
         clean(folder)
-        prune(folder, 1, "best_step_2")
+        prune(folder, 1, {"best_step_2"})
         assert names(folder) == ["best_step_2", "step_3"]
 
 

@@ -209,6 +209,39 @@ def test_best_weights_survive_a_stop_and_stay_with_the_last_checkpoints(settings
     assert torch.equal(best[trained], general[key])
 
 
+def test_the_best_weights_of_every_kept_checkpoint_stay(settings, monkeypatch, capsys):
+    """The newest checkpoint may turn out damaged, and the one before has another best."""
+    settings = {
+        **settings,
+        "keep": "best",
+        "val_fraction": 0.25,
+        "eval_every": 1,
+        "checkpoint_every": 2,
+        "max_steps": 4,
+    }
+    values = iter([0.2, 0.5, 0.3, 0.9])
+    split_map = loop.split_map
+    monkeypatch.setattr(loop, "split_map", lambda *a: {**split_map(*a), "total": next(values, 0.0)})
+    folder = loop.train(from_dict(settings, "test"))
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == ["best_step_2", "best_step_4", "step_2", "step_4"]
+    (folder / "checkpoints/step_4/model.safetensors").unlink()
+    (folder / "report/results.json").unlink()
+    loop.train(from_dict(settings, "test"))  # nothing better comes now: best_step_2 is what is exported
+    assert "step_4" in capsys.readouterr().out
+    best = load_file(folder / "checkpoints/best_step_2/model.safetensors")
+    trained = next(name for name in best if name.endswith("visual_projection.base_layer.weight"))
+    assert torch.equal(best[trained], load_file(folder / "general/model.safetensors")["visual_projection.weight"])
+
+
+def test_a_damaged_older_checkpoint_does_not_stop_the_next_save(half, monkeypatch):
+    checkpoints = from_dict(half, "test").run_folder / "checkpoints"
+    (checkpoints / "step_2/progress.json").write_text("{")
+    (checkpoints / "step_2/manifest.json").unlink()
+    loop.train(from_dict({**half, "keep_checkpoints": 4}, "test"))
+    assert [path.name for path in list_checkpoints(checkpoints)] == ["step_3", "step_4", "step_5", "step_6"]
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
