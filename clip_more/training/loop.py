@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, send_to_device, set_seed
+from accelerate.utils import send_to_device, set_seed
 from tqdm import tqdm
 
 from clip_more.config import ConfigError, TrainConfig
-from clip_more.data.form import digest
-from clip_more.data.load import LongTailData, load_data
 from clip_more.data.loading import batches
-from clip_more.data.paths import write_skipped
 from clip_more.evaluation.average_precision import average_precision, to_scores
 from clip_more.evaluation.groups import split_map
-from clip_more.evaluation.results import versions
 from clip_more.hub import push_folder
-from clip_more.models.clip import load_clip
-from clip_more.training.build import build_classifier, build_task, check_method
-from clip_more.training.checkpoint import clean, list_checkpoints, require_space
+from clip_more.training.build import build_task
+from clip_more.training.checkpoint import list_checkpoints, require_space
 from clip_more.training.guards import TrainingError, not_finite, on_main, require_scale, shared_failure, step_losses
+from clip_more.training.metrics_log import MetricsLog
+from clip_more.training.open_run import accept_changes, open_run
 from clip_more.training.prepared import Prepared, as_number, prepare
 from clip_more.training.processes import make_accelerator
 from clip_more.training.report import judge_untouched, report
 from clip_more.training.run import Run
-from clip_more.training.run_folder import (
-    ZERO_SHOT,
-    MetricsLog,
-    alone,
-    claim,
-    clear_leftovers,
-    finished,
-    read_test_ids,
-    save_test_ids,
-    write_recipe,
-)
+from clip_more.training.run_folder import finished
 from clip_more.training.schedule import Plan, warmup_cosine
 from clip_more.training.signals import Stopped, StopRequest
 from clip_more.training.start import head_start, require_readable, train_photos
@@ -66,7 +50,7 @@ def train(config: TrainConfig) -> Path:
             if finished(config, accelerator.num_processes):
                 accelerator.print(f"run {config.run_folder} is finished; name another with --run NAME to train again")
             else:
-                _train(_open(config, accelerator, log, stop, stack))
+                _train(open_run(config, accelerator, log, stop, stack))
             if config.push_to_hub and accelerator.is_main_process:
                 print(f"uploaded to {push_folder(config.run_folder / 'merged', config.push_to_hub)}")
     except ConfigError:
@@ -75,56 +59,6 @@ def train(config: TrainConfig) -> Path:
         log.write_if_possible("failed", reason=str(error))
         raise
     return config.run_folder
-
-
-def _open(config: TrainConfig, accelerator: Accelerator, log: MetricsLog, stop: StopRequest, stack: ExitStack) -> Run:
-    """Data, CLIP, and the run's folder, which is this process's own until `stack` ends; refusals come before it."""
-    set_seed(config.seed)
-    data = load_data(config, read_test_ids(config.run_folder))
-    clip = load_clip(config.model, image_size=config.image_size, geometry=config.geometry, seed=config.seed)
-    classifier = build_classifier(config, clip, data.profile)
-    check_method(config, classifier, data.profile)
-    run = Run(config, accelerator, data, classifier, config.run_folder, log, stop)
-    on_main(accelerator, lambda: _claim(run, stack))
-    _require_shared_folder(run)
-    accelerator.print(f"run {run.folder} | {clip.source} at {clip.image_size} px | {_describe(data)}")
-    classifier.to(accelerator.device)
-    return run
-
-
-def _claim(run: Run, stack: ExitStack) -> None:
-    """Keep others out of the run's folder, and clear away what a kill left half-written."""
-    folder, data = run.folder, run.data
-    stack.enter_context(alone(folder))
-    run.changes.update(claim(run.config, versions()))
-    run.log.active = True
-    if run.changes:  # they may be of how photos are judged
-        (folder / ZERO_SHOT).unlink(missing_ok=True)
-    clear_leftovers(folder)
-    clean(run.checkpoints)
-    save_test_ids(folder, data.drawn_test)
-    if data.skipped:
-        write_skipped(data.skipped, folder / "skipped.csv")
-
-
-def _require_shared_folder(run: Run) -> None:
-    """Refuse to go on where a process does not see the folder that the main process writes."""
-    if run.accelerator.num_processes == 1:
-        return
-    recipe = run.folder / "config.yaml"
-    held = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
-    theirs = broadcast_object_list([held])[0]
-    if held != theirs:
-        raise ConfigError(f"{run.folder} is not seen by process {run.accelerator.process_index}: all must share it")
-
-
-def _accept_changes(run: Run) -> None:
-    """The checkpoint fits: the folder's recipe is the new one from here on."""
-    write_recipe(run.config, versions())
-    if run.changes:
-        run.log.write("recipe_changed", changes=run.changes)
-        changed = ", ".join(f"{key} from {before!r} to {now!r}" for key, (before, now) in run.changes.items())
-        print(f"note: going on under a changed recipe: {changed}")
 
 
 def _train(run: Run) -> None:
@@ -158,18 +92,7 @@ def optimise(run: Run, task: LongTailTask) -> None:
         processes=accelerator.num_processes,
         validates=data.val is not None,
     )
-    progress = Progress(
-        step=0,
-        total=plan.total,
-        photos_a_step=plan.photos_a_step,
-        processes=accelerator.num_processes,
-        batch_size=config.batch_size,
-        distribution=prepared.distribution,
-        data=digest(data.train),
-        prompts=hashlib.blake2b(prepared.head.input_ids.cpu().numpy().tobytes(), digest_size=16).hexdigest(),
-        torch=torch.__version__,
-        device=accelerator.device.type,
-    )
+    progress = Progress.at_start(run, prepared, plan)
     state = TrainingState(run, prepared, progress)
     _start(run, state, prepared.resumable)
 
@@ -251,7 +174,7 @@ def _start(run: Run, state: TrainingState, resumable: bool) -> None:
     if not resumable:
         accelerator.print("note: under DeepSpeed no checkpoints are written; a run that is stopped starts again")
     why = state.resume() if resumable else None
-    on_main(accelerator, lambda: _accept_changes(run))
+    on_main(accelerator, lambda: accept_changes(run))
     run.log.write(
         "start", total=progress.total, photos=len(run.data.train), photos_a_step=progress.photos_a_step,
         processes=progress.processes, distribution=progress.distribution, precision=config.mixed_precision,
@@ -326,17 +249,6 @@ def _stop(run: Run, step: int, total: int, *, saved: bool) -> None:
     run.log.write("stopped", step=step, signal=signal)
     where = f"saved at step {step} of {total} in {run.checkpoints}"
     raise Stopped(f"{signal}: {where if saved else f'at step {step} of {total}, nothing saved'}", agreed=True)
-
-
-def _describe(data: LongTailData) -> str:
-    sizes = {group: len(data.profile.indices(group)) for group in ("head", "medium", "tail")}
-    groups = ", ".join(f"{size} {group}" for group, size in sizes.items())
-    held_out = f", {len(data.val)} held out" if data.val is not None else ""
-    skipped = f", {len(data.skipped)} absent and skipped" if data.skipped else ""
-    return (
-        f"{len(data.train)} train photos{held_out}, {len(data.test)} test{skipped} | "
-        f"{len(data.profile.names)} classes: {groups}"
-    )
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:

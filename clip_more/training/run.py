@@ -12,7 +12,7 @@ from clip_more.config import TrainConfig
 from clip_more.data.load import LongTailData
 from clip_more.evaluation.predict import Predictions, predict_logits
 from clip_more.models.classifier import Classifier
-from clip_more.training.run_folder import MetricsLog
+from clip_more.training.metrics_log import MetricsLog
 from clip_more.training.signals import StopRequest
 
 if TYPE_CHECKING:

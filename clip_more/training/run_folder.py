@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from clip_more.config import ConfigError, DataConfig, TrainConfig
 from clip_more.files import written_aside
+from clip_more.training.metrics_log import last_photos_a_step
 
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two trainers apart there
-    fcntl = None  # type: ignore[assignment]
-
-_LOCK = ".lock"
 _ASIDE = re.compile(
     r"\.((config|test_ids|class_profile|results|scores|zero_shot|skipped|training|ap_by_frequency)\.\d+\.\w+"
     r"|(general|tail|merged|report)\.(new|old)-\d+)"
@@ -62,19 +52,17 @@ def claim(config: TrainConfig, versions: dict[str, str]) -> dict[str, list[Any]]
     """
     folder = config.run_folder
     recipe = folder / "config.yaml"
-    changes: dict[str, list[Any]] = {}
-    if recipe.exists() and has_trained(folder):
+    if has_trained(folder):
+        if not recipe.exists():
+            raise ConfigError(
+                f"{folder} has checkpoints and no config.yaml, so it cannot be known of which recipe they are; bring "
+                "that file back, or name another run with --run NAME"
+            )
         changes = changed_keys(recipe, config)
         if changes and config.changed_recipe == "refuse":
             raise ConfigError(_difference(folder, changes))
         return changes
-    foreign = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
-    if has_trained(folder):
-        raise ConfigError(
-            f"{folder} has checkpoints and no config.yaml, so it cannot be known of which recipe they are; bring that "
-            "file back, or name another run with --run NAME"
-        )
-    if foreign and not recipe.exists():
+    if folder.exists() and not recipe.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ConfigError(f"{folder} is not empty and holds no run; name another with --run NAME")
     if (folder / "metrics.jsonl").exists():
         print(
@@ -84,7 +72,7 @@ def claim(config: TrainConfig, versions: dict[str, str]) -> dict[str, list[Any]]
     for stale in (folder / ZERO_SHOT, folder / TEST_IDS):
         stale.unlink(missing_ok=True)
     write_recipe(config, versions)
-    return changes
+    return {}
 
 
 def has_trained(folder: Path) -> bool:
@@ -108,24 +96,13 @@ def finished(config: TrainConfig, processes: int = 1) -> bool:
     if changes := changed_keys(config.run_folder / "config.yaml", config):
         raise ConfigError(_difference(config.run_folder, changes, finished=True))
     photos = processes * config.batch_size * config.accumulation
-    before = next((e["photos_a_step"] for e in reversed(_starts(config.run_folder / "metrics.jsonl"))), photos)
-    if before != photos:
+    before = last_photos_a_step(config.run_folder)
+    if before not in (None, photos):
         raise ConfigError(
             f"{config.run_folder} is finished, with {before} photos a step, and processes x batch_size x accumulation "
             f"is {photos} now; name another run with --run NAME"
         )
     return True
-
-
-def _starts(metrics: Path) -> list[dict[str, Any]]:
-    """The `start` events of a log, whatever else became of it."""
-    lines = metrics.read_bytes().splitlines() if metrics.is_file() else []
-    starts = []
-    for line in lines:
-        if line.startswith(b'{"event": "start"'):
-            with suppress(ValueError):
-                starts.append(json.loads(line))
-    return starts
 
 
 def changed_keys(recipe: Path, config: TrainConfig) -> dict[str, list[Any]]:
@@ -154,73 +131,11 @@ def write_recipe(config: TrainConfig, versions: dict[str, str]) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Inside, no other trainer can take this run: two of them would write one folder in turns.
-
-    The lock is the process's own (data workers do not inherit it) and goes with it, whatever ends it.
-
-    Raises:
-        ConfigError: If another process trains this run now.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("a+", encoding="utf-8") as file:
-        taken = _take(file)
-        if not taken:  # `clip-more runs` may have looked just now, which takes it for an instant
-            time.sleep(0.2)
-            taken = _take(file)
-        if not (taken and _is_still(folder / _LOCK, file)):
-            file.seek(0)
-            who = file.read().strip() or "another process"
-            raise ConfigError(f"{folder} is being trained by {who}; wait for it, or name another run with --run NAME")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
-        try:
-            yield
-        finally:
-            (folder / _LOCK).unlink(missing_ok=True)
-
-
 def clear_leftovers(folder: Path) -> None:
     """Remove what a kill left half-written: files and folders under the names of `clip_more.files`."""
     for path in [*folder.glob(".*"), *(folder / "report").glob(".*")]:
         if _ASIDE.fullmatch(path.name) and not path.is_symlink():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def locked(folder: Path) -> bool:
-    """Whether another process trains this run now, as far as this machine can tell.
-
-    Not for the process that trains it: closing the file here would let its own lock go.
-    """
-    try:
-        with (folder / _LOCK).open("r+", encoding="utf-8") as file:
-            return not _take(file)
-    except (OSError, ConfigError):
-        return False
-
-
-def _take(file: IO[str]) -> bool:
-    if fcntl is None:
-        return True
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
-        raise ConfigError(
-            f"{file.name}: this disk takes no locks ({error.strerror}); put output_dir on another"
-        ) from None
-    return True
-
-
-def _is_still(path: Path, file: IO[str]) -> bool:
-    """Whether the open file is the one of that name: its holder may have removed it meanwhile."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def check_same_held_out(config: TrainConfig, folder: Path) -> None:
@@ -279,45 +194,6 @@ def read_test_ids(folder: Path) -> list[str] | None:
     if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
         raise ConfigError(f"{path} holds no list of photo ids; without it the test photos of this run are lost")
     return ids
-
-
-class MetricsLog:
-    """metrics.jsonl: one JSON object an event, appended.
-
-    Args:
-        folder: Of the run.
-        active: Whether this process writes; only the one does that has claimed the folder.
-    """
-
-    def __init__(self, folder: Path, active: bool = False) -> None:
-        self.path = folder / "metrics.jsonl"
-        self.active = active
-
-    def write(self, event: str, **values: Any) -> None:
-        """Append one event with the time of day."""
-        if not self.active:
-            return
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, allow_nan=False)
-        try:
-            with self.path.open("a+b") as file:
-                file.seek(max(0, file.tell() - 1))
-                cut = file.read() not in (b"", b"\n")  # a kill may have left half a line
-                file.write(("\n" * cut + line + "\n").encode())
-        except OSError as error:
-            raise OSError(
-                error.errno, f"{self.path} could not be written: {error.strerror}. The last checkpoint is untouched"
-            ) from error
-
-    def write_if_possible(self, event: str, **values: Any) -> None:
-        """The same where a full disk, say, is no reason to fail: another failure is being reported."""
-        with suppress(OSError):
-            self.write(event, **values)
-
-    def offset(self) -> int:
-        """Bytes written so far, on disk: what stands behind them was not yet, when this was asked."""
-        with self.path.open("a+b") as file:
-            os.fsync(file.fileno())
-            return file.tell()
 
 
 def _read(recipe: Path) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _state(folder: Path) -> RunState:
 
 
 def _read(folder: Path) -> RunState:
-    from clip_more.training.run_folder import locked
+    from clip_more.training.run_lock import locked
 
     problems: list[str] = []
     if (sentence := _recipe_problem(folder / "config.yaml")) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch import Tensor
 
 from clip_more.config import ConfigError
+from clip_more.data.form import digest
 from clip_more.training.checkpoint import (
     CheckpointError,
     holds,
@@ -30,6 +32,7 @@ from clip_more.training.sharding import full_weights, load_full_weights, load_op
 if TYPE_CHECKING:
     from clip_more.training.prepared import Prepared
     from clip_more.training.run import Run
+    from clip_more.training.schedule import Plan
 
 
 @dataclass
@@ -68,6 +71,23 @@ class Progress:
     best_step: int | None = None
     skipped: int = 0
     offset: int = 0
+
+    @classmethod
+    def at_start(cls, run: Run, prepared: Prepared, plan: Plan) -> Progress:
+        """Step 0 of a run, as it was started now."""
+        tokens = prepared.head.input_ids.cpu().numpy().tobytes()
+        return cls(
+            step=0,
+            total=plan.total,
+            photos_a_step=plan.photos_a_step,
+            processes=run.accelerator.num_processes,
+            batch_size=run.config.batch_size,
+            distribution=prepared.distribution,
+            data=digest(run.data.train),
+            prompts=hashlib.blake2b(tokens, digest_size=16).hexdigest(),
+            torch=torch.__version__,
+            device=run.accelerator.device.type,
+        )
 
 
 class TrainingState:
@@ -266,7 +286,7 @@ def _best_of(checkpoint: Path) -> str:
     """Name of the best weights that a checkpoint knows of; a damaged one knows of none, and will not be used."""
     try:
         return f"best_step_{read_document(checkpoint, 'progress')['best_step']}"
-    except (CheckpointError, ValueError, TypeError, KeyError):
+    except (CheckpointError, TypeError, KeyError):
         return ""
 
 

@@ -39,7 +39,7 @@ _SERVER.set_forkserver_preload(
 
 # What a trainer is inside of, by the function that does it.
 STAGES = {
-    "loading": "clip_more.training.loop.load_data",
+    "loading": "clip_more.training.open_run.load_data",
     "judging the untouched CLIP": "clip_more.training.loop.judge_untouched",
     "head start": "clip_more.training.loop.head_start",
     "resume": "clip_more.training.state.TrainingState.resume",
@@ -227,7 +227,7 @@ def _resolve(place: str) -> tuple[Any, str]:
 
 
 def _tell_steps(tell: Callable[[str], None]) -> None:
-    from clip_more.training.run_folder import MetricsLog
+    from clip_more.training.metrics_log import MetricsLog
 
     write = MetricsLog.write
 

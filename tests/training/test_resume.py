@@ -15,7 +15,8 @@ from clip_more.evaluation.scores import load_scores
 from clip_more.recipe import from_dict
 from clip_more.training import loop
 from clip_more.training.checkpoint import list_checkpoints, read_document, write_checkpoint
-from clip_more.training.run_folder import alone, clear_leftovers, has_trained, locked
+from clip_more.training.run_folder import clear_leftovers, has_trained
+from clip_more.training.run_lock import alone, locked
 from clip_more.training.signals import Stopped
 
 
@@ -245,7 +246,7 @@ def test_a_damaged_older_checkpoint_does_not_stop_the_next_save(half, monkeypatc
 HOLD = """
 import sys, time
 from pathlib import Path
-from clip_more.training.run_folder import alone
+from clip_more.training.run_lock import alone
 with alone(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from clip_more.data.profile import ClassProfile
 from clip_more.evaluation.results import Results
-from clip_more.training.run_folder import alone
 from clip_more.training.run_list import RunState, list_runs, runs_table
+from clip_more.training.run_lock import alone
 
 CONFIG = "config:\n  dataset: voc_mlt\n"
 START = {"event": "start", "total": 40}

@@ -23,9 +23,9 @@ from clip_more.models.multilabel import read_multilabel
 from clip_more.recipe import from_dict
 from clip_more.training import loop
 from clip_more.training.build import build_classifier, build_task
+from clip_more.training.metrics_log import MetricsLog
 from clip_more.training.processes import make_accelerator
 from clip_more.training.run import Run
-from clip_more.training.run_folder import MetricsLog
 from clip_more.training.schedule import warmup_cosine
 
 NAMES = ("red", "green", "blue")
