@@ -121,6 +121,19 @@ class ModelConfig:
     text_tower: str = _key(
         "train", "Train the text tower, or freeze it and encode prompts once.", choices=("train", "freeze")
     )
+    text_classes: int | None = _key(
+        None,
+        "For thousands of classes: train on about so many a step, those of the batch and a random sample of the "
+        "others, weighted so that the loss stays unbiased.",
+    )
+    text_refresh: int = _key(
+        1,
+        "For thousands of classes: run the text tower every so many steps; between, its last features stand, and it "
+        "learns nothing.",
+    )
+    text_chunk: int | None = _key(
+        None, "Prompts read at a time, each chunk made again in the backward pass: memory is bounded by a chunk."
+    )
     head_start: str = _key(
         "fit",
         "Before step 0 fit scale and class biases on train, or start from the checkpoint's scale.",
@@ -152,6 +165,16 @@ class MethodConfig:
     tail_towers: str = _key("both", "Towers that get a tail.", choices=("both", "vision", "text"))
     tail_targets: list[str] | None = _key(
         None, "Names of the layers that get a tail; all usual ones of a CLIP without it."
+    )
+    tail_depth: float = _key(
+        1.0,
+        "Share of a tower's blocks, from its output, that get a tail: 0.5 is the upper half. What lies below is run "
+        "once for both passes: faster.",
+    )
+    discrepancy_fraction: float = _key(
+        1.0,
+        "Below 1 the economical mode: L_MORE is taken on this share of the photos, and of the prompts, drawn anew in "
+        "each step and unbiased.",
     )
     discrepancy_weighting: str = _key("label", "L_MORE weighted by class, or by image.", choices=("label", "sample"))
     discrepancy_sample_reduce: str = _key(
@@ -358,14 +381,40 @@ def _check_method(config: TrainConfig) -> None:
     low_rank = config.tuning in ("more", "lora")
     if low_rank and config.text_tower == "freeze" and config.tail_towers != "vision":
         raise ConfigError("text_tower: freeze leaves no text layer to train; set tail_towers: vision")
+    _check_text(config)
     if config.tuning != "more":
         return
     if config.discrepancy_gradient == "tail" and config.gradient_checkpointing:
         raise ConfigError("discrepancy_gradient: tail cannot be recomputed; set gradient_checkpointing: false")
     if config.discrepancy_gradient == "tail" and config.distribution == "fsdp2":
         raise ConfigError("discrepancy_gradient: tail needs whole weights on each process; use distribution: ddp")
+    if config.discrepancy_gradient == "tail" and config.discrepancy_fraction < 1:
+        raise ConfigError("discrepancy_gradient: tail runs three whole passes; leave discrepancy_fraction at 1")
     if config.discrepancy_centred and config.discrepancy_distance == "kl":
         raise ConfigError("discrepancy_centred needs discrepancy_distance: l2")
+
+
+def _check_text(config: TrainConfig) -> None:
+    options = {
+        "text_classes": config.text_classes is not None,
+        "text_refresh": config.text_refresh > 1,
+        "text_chunk": config.text_chunk is not None,
+    }
+    given = [key for key, is_given in options.items() if is_given]
+    if given and (config.text_tower == "freeze" or config.tuning in ("head", "lora")):
+        raise ConfigError(f"{given[0]} is about a text tower that is trained; leave it out, or train it (tuning: full)")
+    if given and config.tuning == "more" and config.discrepancy_gradient == "tail":
+        raise ConfigError(f"discrepancy_gradient: tail runs three whole passes; leave {given[0]} out")
+    if options["text_chunk"] and config.distribution in ("fsdp2", "deepspeed"):
+        raise ConfigError("text_chunk makes chunks again, which shards do not; set gradient_checkpointing instead")
+    if not options["text_classes"]:
+        return
+    if options["text_refresh"]:
+        raise ConfigError("text_classes draws other classes in each step; leave text_refresh at 1")
+    if config.loss_reduction == "mean":
+        raise ConfigError("text_classes keeps sums over classes unbiased, not means; set loss_reduction: sum")
+    if config.tuning == "more" and (config.discrepancy_centred or config.discrepancy_scale_free):
+        raise ConfigError("discrepancy_centred and discrepancy_scale_free need all classes; leave text_classes out")
 
 
 def _check_numbers(config: TrainConfig) -> None:
@@ -375,6 +424,8 @@ def _check_numbers(config: TrainConfig) -> None:
         "dropout": ("in [0, 1)", lambda v: 0 <= v < 1),
         "ema_decay": ("in [0, 1)", lambda v: 0 <= v < 1),
         "rho": ("in (0, 1]", lambda v: 0 < v <= 1),
+        "tail_depth": ("in (0, 1]", lambda v: 0 < v <= 1),
+        "discrepancy_fraction": ("in (0, 1]", lambda v: 0 < v <= 1),
         "min_crop": ("in (0, 1]", lambda v: 0 < v <= 1),
         "epochs": ("above 0", lambda v: v > 0),
         "imbalance": ("1 or more", lambda v: v >= 1),
@@ -394,6 +445,9 @@ def _check_numbers(config: TrainConfig) -> None:
             "long_tail_largest",
             "keep_checkpoints",
             "sampler_per_class",
+            "text_classes",
+            "text_refresh",
+            "text_chunk",
             "process_timeout",
         ),
         ("1 or more", lambda v: v >= 1),

@@ -25,6 +25,8 @@ CLIP_TARGETS = (
     "text_projection",
 )
 
+_BLOCK_PATH = re.compile(r"(?:^|\.)(vision_model|text_model)\.encoder\.layers\.(\d+)\.")
+
 _TOWER_PATHS = {
     "vision": re.compile(r"(^|\.)(vision_model|visual_projection)(\.|$)"),
     "text": re.compile(r"(^|\.)(text_model|text_projection)(\.|$)"),
@@ -40,15 +42,20 @@ class MoreConfig:
         towers: `both`, `vision` or `text`: which tower of a CLIPModel, found by module path. Leave `both` for
             models that are no CLIP.
         target_modules: Last parts of module names, or the word `all` for every linear and convolution layer.
+        depth: Share of a tower's blocks, counted from its output, that get a tail: 0.5 is the upper half, 1/3 the last
+            4 of 12. Below 1 the embeddings have none. What lies below the tail is run once for both passes.
     """
 
     rho: float = 0.1
     towers: str = "both"
     target_modules: tuple[str, ...] | str = CLIP_TARGETS
+    depth: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.rho <= 1:
             raise ValueError(f"rho is {self.rho}, but a rank ratio lies in (0, 1]")
+        if not 0 < self.depth <= 1:
+            raise ValueError(f"depth is {self.depth}, but a share of the blocks lies in (0, 1]")
         if self.towers not in ("both", "vision", "text"):
             raise ValueError(f"towers is {self.towers!r}; choose both, vision or text")
         if isinstance(self.target_modules, str) and self.target_modules != "all":
@@ -63,12 +70,17 @@ class MoreConfig:
         """
         fused = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
         places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+        blocks = _count_blocks(model)
+        if self.depth < 1 and not blocks:
+            raise ValueError(f"depth is {self.depth}, but this model has no blocks of a CLIP to count; leave it at 1")
         layers: dict[str, nn.Module] = {}
         for name, module in model.named_modules():
             if self.target_modules == "all":
                 wanted = type(module) in (nn.Linear, nn.Conv2d) and getattr(module, "groups", 1) == 1
             else:
                 wanted = name.rpartition(".")[2] in self.target_modules
+            if self.depth < 1 and wanted and not self._is_deep(name, blocks):
+                continue
             if not name or not wanted or (self.towers != "both" and not _TOWER_PATHS[self.towers].search(name)):
                 continue
             if any(name == parent or name.startswith(f"{parent}.") for parent in fused):
@@ -90,6 +102,13 @@ class MoreConfig:
                 f"model's layers end in {', '.join(present)}"
             )
         return layers
+
+    def _is_deep(self, name: str, blocks: dict[str, int]) -> bool:
+        """Whether the layer at this path lies in the last `depth` of its tower's blocks, or behind them."""
+        if found := _BLOCK_PATH.search(name):
+            count = blocks[found[1]]
+            return int(found[2]) >= count - max(1, round(self.depth * count))
+        return ".embeddings." not in name
 
     def rank(self, layer: nn.Module) -> int:
         """Rank of the tail of one layer: `max(1, round(rho * min(out, in·kh·kw)))`."""
@@ -116,6 +135,16 @@ def lora_config(ranks: dict[str, int]) -> LoraConfig:
         rank_pattern=dict(pattern),
         alpha_pattern=dict(pattern),
     )
+
+
+def _count_blocks(model: nn.Module) -> dict[str, int]:
+    """Number of encoder layers of each tower of a CLIPModel; empty for other models."""
+    found = (_BLOCK_PATH.search(name) for name, _ in model.named_modules())
+    blocks: dict[str, int] = {}
+    for block in found:
+        if block:
+            blocks[block[1]] = max(blocks.get(block[1], 0), int(block[2]) + 1)
+    return blocks
 
 
 def _check_layer(name: str, module: nn.Module) -> None:

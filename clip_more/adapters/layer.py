@@ -40,11 +40,10 @@ class TailLayer:
         weight = self.base_layer.weight
         return weight + self.tail_weight().to(weight.dtype)
 
-    def current_weight(self) -> Tensor:
-        """The weight that a forward pass uses now: with the tail, or without."""
-        if self.tail_enabled and not self.disable_adapters and not self.merged:  # type: ignore[attr-defined]
-            return self.full_weight()
-        return self.base_layer.weight
+    @property
+    def tail_is_on(self) -> bool:
+        """Whether a forward pass uses the tail now."""
+        return self.tail_enabled and not self.disable_adapters and not self.merged  # type: ignore[attr-defined]
 
 
 class MoreLinear(TailLayer, Linear):
@@ -52,7 +51,17 @@ class MoreLinear(TailLayer, Linear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., in) -> (..., out)."""
-        return F.linear(x, self.current_weight(), self.base_layer.bias)
+        base = self.base_layer
+        if not self.tail_is_on:
+            return F.linear(x, base.weight, base.bias)
+        (name,) = self.lora_A
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
+            return FullLinear.apply(x, base.weight, b, a, base.bias)
+        half = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return FullLinear.apply(x.to(half), base.weight, b, a, base.bias)
 
 
 class MoreConv2d(TailLayer, Conv2d):
@@ -60,4 +69,38 @@ class MoreConv2d(TailLayer, Conv2d):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(N, in, H, W) -> (N, out, H', W')."""
-        return self.base_layer._conv_forward(x, self.current_weight(), self.base_layer.bias)
+        weight = self.full_weight() if self.tail_is_on else self.base_layer.weight
+        return self.base_layer._conv_forward(x, weight, self.base_layer.bias)
+
+
+class FullLinear(torch.autograd.Function):
+    """`y = x (W + B A)^T + bias` that keeps x, W, B and A for the backward pass, and makes `W + B A` again there.
+
+    Kept, `W + B A` would double the memory of the weights; made again, it costs one (out, r) x (r, in) product. The
+    product is taken in the dtype of W (fp32 under autocast), and rounded to that of x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, b: Tensor, a: Tensor, bias: Tensor | None) -> Tensor:
+        """(..., in), (out, in), (out, r), (r, in), (out,) -> (..., out)."""
+        ctx.save_for_backward(x, weight, b, a)
+        return F.linear(x, _full(weight, b, a).to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight, b, a and bias; those of b and a by way of the weight's."""
+        x, weight, b, a = ctx.saved_tensors
+        of_x, of_weight, of_b, of_a, of_bias = ctx.needs_input_grad
+        rows = gradient.flatten(0, -2)
+        x_gradient = gradient @ _full(weight, b, a).to(gradient.dtype) if of_x else None
+        bias_gradient = rows.sum(0, dtype=weight.dtype) if of_bias else None
+        weight_gradient = b_gradient = a_gradient = None
+        if of_weight or of_b or of_a:
+            weight_gradient = (rows.T @ x.flatten(0, -2)).to(weight.dtype)
+            b_gradient = weight_gradient @ a.T if of_b else None
+            a_gradient = b.T @ weight_gradient if of_a else None
+        return x_gradient, weight_gradient if of_weight else None, b_gradient, a_gradient, bias_gradient
+
+
+def _full(weight: Tensor, b: Tensor, a: Tensor) -> Tensor:
+    return torch.addmm(weight, b.to(weight.dtype), a.to(weight.dtype))

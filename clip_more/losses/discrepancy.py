@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_more.losses.reduction import check_reduction, full_precision, over_classes
+from clip_more.losses.sampling import Share
 
 _CHOICES = {
     "weighting": ("label", "sample"),
@@ -80,18 +81,28 @@ class DiscrepancyLoss(nn.Module):
         self.prior: Tensor
         self.register_buffer("prior", (weight / weight.sum()).float(), persistent=False)
 
-    def forward(self, full: Tensor, general: Tensor, targets: Tensor, known: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        full: Tensor,
+        general: Tensor,
+        targets: Tensor,
+        known: Tensor | None = None,
+        share: Share | None = None,
+    ) -> Tensor:
         """L_MORE of a batch, before the amplitude alpha.
 
         Args:
             full: (N, C) logits with the tail.
-            general: (N, C) logits without it.
+            general: (N, C) logits without it; (n, k) with a share.
             targets: (N, C), 0 or 1.
             known: (N, C) bool; unknown entries count nowhere. All known without it.
+            share: The photos and classes that `general` was taken on. L_MORE's expectation over shares is L_MORE of
+                the whole batch.
 
         Returns:
             A scalar, fp32 or better.
         """
+        share = share or Share()
         full, general = full_precision(full), full_precision(general)
         if self.gradient == "stop_full":
             full = full.detach()
@@ -101,12 +112,31 @@ class DiscrepancyLoss(nn.Module):
             entries = full.detach() if known is None else full.detach()[known]
             scale = entries.std(correction=0).clamp_min(1e-12) if entries.numel() else 1.0
             full, general = full / scale, general / scale
-        distance = self._distance(full, general, known)
+        rows = share.images
+        if rows is not None:
+            full, targets, known = full[rows], targets[rows], None if known is None else known[rows]
+        distance = self._distance(share.columns(full), general, known)
         prior = self.prior.to(distance.dtype)
         if self.weighting == "label":
-            return over_classes(prior * distance, known, self.reduction).mean()
+            return self._over_classes(share.columns(prior) * distance, known, share).mean()
         weights = self._sample_weights(prior, targets, known)
-        return (weights * over_classes(distance, known, self.reduction)).mean()
+        return (weights * self._over_classes(distance, known, share)).mean()
+
+    def class_weights(self) -> Tensor | None:
+        """(C,) by which classes are best drawn for a share; None where all are needed."""
+        if self.centred:
+            return None
+        return self.prior if self.weighting == "label" else torch.ones_like(self.prior)
+
+    def _over_classes(self, terms: Tensor, known: Tensor | None, share: Share) -> Tensor:
+        """(n, k) terms to (n,), unbiased for all classes; `known` (n, C)."""
+        if share.weights is None:
+            return over_classes(terms, known, self.reduction)
+        terms = terms * share.weights.to(terms.dtype)
+        total = over_classes(terms, None if known is None else share.columns(known), "sum")
+        if self.reduction == "sum":
+            return total
+        return total / (len(self.prior) if known is None else known.sum(dim=1).clamp_min(1))
 
     def _distance(self, full: Tensor, general: Tensor, known: Tensor | None) -> Tensor:
         """(N, C) terms: Delta squared, or the Bernoulli KL of each class."""

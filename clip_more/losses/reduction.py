@@ -17,10 +17,16 @@ def check_reduction(reduction: str) -> str:
 
 
 def over_classes(terms: Tensor, known: Tensor | None, reduction: str) -> Tensor:
-    """(N, C) terms to (N,): sum or mean over the classes that are known of each image; (N,) zeros where none is."""
+    """(N, C) terms to (N,): sum or mean over the classes that are known of each image; (N,) zeros where none is.
+
+    `known` may also hold weights of the terms, 0 where unknown: one over the probability that a class was drawn, say.
+    """
     if known is None:
         return terms.sum(dim=1) if reduction == "sum" else terms.mean(dim=1)
-    total = terms.masked_fill(~known, 0.0).sum(dim=1)
+    total = terms.masked_fill(known == 0, 0.0)
+    if known.is_floating_point():
+        total = total * known
+    total = total.sum(dim=1)
     return total if reduction == "sum" else total / known.sum(dim=1).clamp_min(1)
 
 

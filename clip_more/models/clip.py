@@ -14,6 +14,8 @@ from clip_more.models.processor import geometry_of, interpolation_of, set_geomet
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor, CLIPModel, PreTrainedTokenizerBase
 
+    from clip_more.models.towers import Tower
+
 
 class Clip(nn.Module):
     """A CLIP with what belongs to it.
@@ -35,7 +37,10 @@ class Clip(nn.Module):
         source: str,
         geometry: str | None = None,
     ) -> None:
+        from clip_more.models.towers import read_out_last
+
         super().__init__()
+        read_out_last(model)
         self.model: Any = model  # transformers' type leaves open what its configs and outputs hold
         self.tokenizer = tokenizer
         self.image_processor = image_processor
@@ -44,16 +49,30 @@ class Clip(nn.Module):
         if self.geometry != "pad":
             set_geometry(image_processor, self.geometry)
 
+    @property
+    def vision(self) -> Tower:
+        """The vision tower in stages."""
+        from clip_more.models.towers import VisionTower
+
+        return VisionTower(self.model)
+
+    @property
+    def text(self) -> Tower:
+        """The text tower in stages."""
+        from clip_more.models.towers import TextTower
+
+        return TextTower(self.model)
+
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, D), not normalised."""
-        return self.model.get_image_features(pixel_values=pixel_values).pooler_output
+        return self.vision(pixel_values)
 
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def encode_text(self, input_ids: Tensor) -> Tensor:
         """(P, L) token ids -> (P, D), not normalised.
 
-        The tower is causal and reads out at the end token, so the mask changes nothing and may be left out.
+        The tower is causal and reads out at the end token, so what pads a prompt changes nothing and needs no mask.
         """
-        return self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
+        return self.text(input_ids)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids (P, L), L being the longest of `texts` and at most the context length; longer texts are cut."""

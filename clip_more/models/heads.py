@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # CLIP never lets its scale above 100; below 10 a cosine could not move a sigmoid far enough.
 SCALE_BOUNDS = (10.0, 100.0)
 
+# Prompts that the text tower reads at a time where nothing is kept for a backward pass.
+PROMPT_CHUNK = 1024
+
 
 class PromptHead(nn.Module):
     """One logit a class from prompts through the text tower.
@@ -58,23 +61,40 @@ class PromptHead(nn.Module):
         finally:
             self.frozen_features = before
 
-    def text_features(self, clip: Clip) -> Tensor:
-        """(C, D) unit vectors, fp32 or better."""
+    def text_features(self, clip: Clip, classes: Tensor | None = None) -> Tensor:
+        """(C, D) unit vectors, fp32 or better; those of `classes` (k,) alone where they are given."""
         if self.frozen_features is not None:
-            return self.frozen_features
-        features = _unit(clip.encode_text(self.input_ids))
+            return self.frozen_features if classes is None else self.frozen_features[classes]
+        return self.class_features(encode_prompts(clip, self.prompts(classes)))
+
+    def prompts(self, classes: Tensor | None = None) -> Tensor:
+        """Token ids (C T, L), of all classes or of these (k,)."""
+        return self.input_ids if classes is None else self.input_ids[self.rows(classes)]
+
+    def rows(self, classes: Tensor) -> Tensor:
+        """Where the prompts of these classes (k,) stand in `input_ids`: (k T,)."""
+        return (classes[:, None] * self.templates + torch.arange(self.templates, device=classes.device)).flatten()
+
+    def class_features(self, prompt_features: Tensor) -> Tensor:
+        """Features of prompts (k T, D), of any length, to unit vectors of their classes (k, D), fp32 or better."""
+        features = _unit(prompt_features)
         if self.templates == 1:
             return features
         return _unit(features.unflatten(0, (-1, self.templates)).mean(dim=1))
 
     def forward(self, clip: Clip, image_features: Tensor) -> Tensor:
-        """Image features (N, D), of any length -> logits (N, C), fp32 or better whatever autocast says.
+        """Image features (N, D), of any length -> logits (N, C), fp32 or better."""
+        return self.logits(image_features, self.text_features(clip))
 
-        At logits of 16 to 32 a step of bf16 is 0.125: it would tie classes and images.
+    def logits(self, image_features: Tensor, text_features: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Image features (N, D), of any length, and text features of all classes or of `classes` (k,) -> logits (N, k).
+
+        In fp32 or better whatever autocast says: at logits of 16 to 32 a step of bf16 is 0.125, and would tie classes
+        and images.
         """
-        text_features = self.text_features(clip)
+        bias = self.bias if classes is None else self.bias[classes]
         with torch.autocast(image_features.device.type, enabled=False):
-            return self.log_scale.exp() * (_unit(image_features) @ text_features.T) + self.bias
+            return self.log_scale.exp() * (_unit(image_features) @ text_features.T) + bias
 
     @torch.no_grad()
     def start_from(self, cosines: np.ndarray, targets: np.ndarray, known: np.ndarray) -> float:
@@ -136,6 +156,13 @@ def fit_scale_and_bias(
     best = minimize(loss_and_gradient, start, jac=True, bounds=box, method="L-BFGS-B", options={"maxiter": 200})
     scale = best.x[0] / spread
     return float(scale), best.x[1:] - scale * mean, float(best.fun)
+
+
+def encode_prompts(clip: Clip, input_ids: Tensor) -> Tensor:
+    """Token ids (P, L) -> features (P, D); without gradients in chunks, so that memory does not grow with P."""
+    if torch.is_grad_enabled() or len(input_ids) <= PROMPT_CHUNK:
+        return clip.encode_text(input_ids)
+    return torch.cat([clip.encode_text(chunk) for chunk in input_ids.split(PROMPT_CHUNK)])
 
 
 def _unit(features: Tensor) -> Tensor:

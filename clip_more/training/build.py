@@ -16,6 +16,7 @@ from clip_more.models.classifier import Classifier
 from clip_more.models.clip import Clip
 from clip_more.models.heads import PromptHead
 from clip_more.models.prompts import class_prompts, load_templates
+from clip_more.training.class_texts import ClassTexts
 from clip_more.training.decay import decays
 from clip_more.training.task import LongTailTask
 
@@ -49,7 +50,14 @@ def build_task(config: TrainConfig, classifier: Classifier, profile: ClassProfil
             options["context_fn"] = TailCheckpointContext(model)
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         model.disable_input_require_grads()  # transformers' hook for reentrant checkpointing; it outlives deep copies
-    return LongTailTask(classifier, *build_losses(config, profile), tail_only=config.discrepancy_gradient == "tail")
+    return LongTailTask(
+        classifier,
+        *build_losses(config, profile),
+        tail_only=config.discrepancy_gradient == "tail",
+        fraction=config.discrepancy_fraction,
+        texts=ClassTexts(config.text_chunk, config.text_refresh, (len(profile.names), model.config.projection_dim)),
+        class_sample=config.text_classes,
+    )
 
 
 def check_method(config: TrainConfig, classifier: Classifier, profile: ClassProfile) -> None:
@@ -97,7 +105,7 @@ def parameter_groups(config: TrainConfig, task: LongTailTask) -> list[dict[str, 
 
 def _tail_config(config: TrainConfig) -> MoreConfig:
     targets = tuple(config.tail_targets) if config.tail_targets else CLIP_TARGETS
-    return MoreConfig(rho=config.rho, towers=config.tail_towers, target_modules=targets)
+    return MoreConfig(config.rho, config.tail_towers, targets, config.tail_depth)
 
 
 def _base_loss(config: TrainConfig) -> nn.Module:

@@ -116,7 +116,8 @@ def optimise(run: Run, task: LongTailTask) -> None:
                 group["lr"] = group["peak_lr"] * warmup_cosine(done, plan.total, config.warmup)
             with accelerator.accumulate(wrapped):
                 with accelerator.autocast():
-                    losses = wrapped(batch, alpha=weight)
+                    last, fresh = accelerator.sync_gradients, done % config.text_refresh == 0
+                    losses = wrapped(batch, alpha=weight, last=last, fresh=fresh)
                 accelerator.backward(losses["loss"])
                 window.append({name: losses[name] for name in ("loss", "base", "discrepancy")})
                 if accelerator.sync_gradients:

@@ -2,9 +2,10 @@
 
 import os
 from datetime import timedelta
+from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, LoggerType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, LoggerType
 
 from clip_more.config import ConfigError, TrainConfig
 
@@ -18,12 +19,15 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """
     if unknown := [name for name in config.trackers if name not in {str(kind) for kind in LoggerType}]:
         raise ConfigError(f"trackers: {unknown[0]} is none of Accelerate's: {', '.join(map(str, LoggerType))}")
+    handlers: list[Any] = [InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_timeout))]
+    if config.text_refresh > 1:  # between two refreshes the text tower has no gradients
+        handlers.append(DistributedDataParallelKwargs(find_unused_parameters=True))
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.accumulation,
         log_with=config.trackers or None,
         project_dir=str(config.run_folder) if config.trackers else None,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_timeout))],
+        kwargs_handlers=handlers,
     )
     if absent := set(config.trackers) - {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}:
         raise ConfigError(f"trackers: {', '.join(sorted(absent))} is not installed here; install it, or leave it out")

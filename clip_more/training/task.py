@@ -7,21 +7,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip_more.adapters import tail, tail_parameters
+from clip_more.adapters import TailLayer, tail, tail_parameters
 from clip_more.losses import DiscrepancyLoss
+from clip_more.losses.sampling import Share, draw_classes, draw_images, inclusion_probabilities, positives_and_others
+from clip_more.models.classifier import Classifier
+from clip_more.training.class_texts import ClassTexts, TextRequest
+from clip_more.training.passes import tower_passes
 from clip_more.training.randomness import RandomState, frozen_batch_statistics, general_pass
 
 
 class LongTailTask(nn.Module):
     """`L = L_base(full) + alpha * L_MORE(full, general)` (MORE, arXiv 2510.08177).
 
-    Both passes happen inside this one forward, so that DDP, FSDP and torch.compile see a single module.
+    Both passes happen inside this one forward, so that DDP, FSDP and torch.compile see a single module. For a CLIP they
+    share what lies below the tail, and the text tower is run once a step.
 
     Args:
         classifier: pixel_values (N, 3, H, W) -> logits (N, C); with a tail when `discrepancy` is given.
         base_loss: (logits, targets, known) -> scalar.
         discrepancy: (full, general, targets, known) -> scalar; without it there is one pass and no L_MORE.
         tail_only: L_MORE sends its gradient to A and B alone, at the price of a third pass: theta_g is detached inside.
+        fraction: Below 1 the economical mode, for a CLIP: L_MORE is taken on this share of the photos and, where the
+            text tower has a tail, of the classes, drawn anew in each step and weighted so that it stays unbiased.
+        texts: How the text tower is run.
+        class_sample: Classes a step where there are thousands: all that are positive in the batch, and a random sample
+            of the others, weighted so that sums over classes stay unbiased. All classes without it.
     """
 
     def __init__(
@@ -30,23 +40,37 @@ class LongTailTask(nn.Module):
         base_loss: nn.Module,
         discrepancy: DiscrepancyLoss | None = None,
         tail_only: bool = False,
+        fraction: float = 1.0,
+        texts: ClassTexts | None = None,
+        class_sample: int | None = None,
     ) -> None:
         super().__init__()
         self.classifier = classifier
         self.base_loss = base_loss
         self.discrepancy = discrepancy
         self.tail_only = tail_only
+        self.texts = texts or ClassTexts()
+        self.class_sample = class_sample
+        self.fraction = fraction
+        self._drawn: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, batch: dict[str, Tensor], alpha: float = 0.0) -> dict[str, Any]:
+    def forward(
+        self, batch: dict[str, Tensor], alpha: float = 0.0, *, last: bool = True, fresh: bool = True
+    ) -> dict[str, Any]:
         """Losses of a batch.
 
         Args:
             batch: pixel_values (N, 3, H, W), targets (N, C), known (N, C).
             alpha: Weight of L_MORE now; at 0 the general pass is left out.
+            last: Whether this is the last micro-batch of its optimiser step.
+            fresh: Whether the text tower is run in this step (see `ClassTexts`).
 
         Returns:
-            loss, base and discrepancy (scalars; discrepancy None where it was left out) and logits (N, C).
+            loss, base and discrepancy (scalars; discrepancy None where it was left out) and logits (N, k), of all
+            classes or of those drawn.
         """
+        if isinstance(self.classifier, Classifier) and not self.tail_only:
+            return self._of_clip(self.classifier, batch, alpha, last, fresh)
         pixel_values, targets, known = batch["pixel_values"], batch["targets"], batch["known"]
         two_passes = self.discrepancy is not None and alpha != 0
         masks = RandomState(pixel_values.device) if two_passes else None
@@ -61,6 +85,51 @@ class LongTailTask(nn.Module):
                 pair = full, self.classifier(pixel_values)
         discrepancy = self.discrepancy(*pair, targets, known)
         return {"loss": base + alpha * discrepancy, "base": base, "discrepancy": discrepancy, "logits": full}
+
+    def _of_clip(
+        self, classifier: Classifier, batch: dict[str, Tensor], alpha: float, last: bool, fresh: bool
+    ) -> dict[str, Any]:
+        pixel_values, targets, known = batch["pixel_values"], batch["targets"], batch["known"]
+        clip, head, gradient = classifier.clip, classifier.head, self._general_needs_gradient()
+        two_passes = self.discrepancy is not None and alpha != 0
+        drawn = positives_and_others(targets, self.class_sample)
+        share = self._share(classifier, len(targets), drawn, last)
+        both_texts = two_passes or (self.discrepancy is not None and self.texts.refresh > 1)
+        request = TextRequest(drawn, share if both_texts else None, gradient, last, fresh)
+        texts, general_texts = self.texts(classifier, request)
+        if self.discrepancy is None or not two_passes:
+            images, general_images = clip.encode_image(pixel_values), None
+        else:
+            images, general_images = tower_passes(clip, clip.vision, pixel_values, share.images, gradient)
+        full = head.logits(images, texts, drawn.classes)
+        base = self.base_loss(full, drawn.columns(targets), drawn.weighted(known))
+        if self.discrepancy is None or general_images is None:
+            return {"loss": base, "base": base, "discrepancy": None, "logits": full}
+        with torch.set_grad_enabled(gradient):
+            general = head.logits(general_images, general_texts, share.classes)
+        discrepancy = self.discrepancy(drawn.spread(full, targets.shape[1]), general, targets, known, share)
+        return {"loss": base + alpha * discrepancy, "base": base, "discrepancy": discrepancy, "logits": full}
+
+    def _share(self, classifier: Classifier, images: int, drawn: Share, last: bool) -> Share:
+        """Photos and classes of L_MORE: all, or a random share; the classes stay the same through a step."""
+        if self.discrepancy is None or self.fraction >= 1:
+            return Share(None, drawn.classes, drawn.weights)
+        device = self.discrepancy.prior.device
+        rows = draw_images(images, self.fraction, device)
+        if drawn.classes is not None:
+            return Share(rows, drawn.classes, drawn.weights)
+        return Share(rows, *(self._classes(classifier, last) or (None, None)))
+
+    def _classes(self, classifier: Classifier, last: bool) -> tuple[Tensor, Tensor] | None:
+        assert self.discrepancy is not None
+        weights = self.discrepancy.class_weights()
+        needless = classifier.head.frozen_features is not None or classifier.clip.text.first(TailLayer) is None
+        if weights is None or needless or self.texts.refresh > 1:
+            return None
+        size = max(1, round(self.fraction * len(weights)))
+        drawn = self._drawn or draw_classes(inclusion_probabilities(weights.cpu(), size), weights.device)
+        self._drawn = None if last else drawn
+        return drawn
 
     def _general_needs_gradient(self) -> bool:
         stopped = self.discrepancy is not None and self.discrepancy.gradient == "stop_general"

@@ -113,3 +113,62 @@ def test_half_precision_model_adds_the_tail_in_fp32(linear):
     )
     assert torch.equal(layer.full_weight(), exact)
     assert torch.equal(merge_tail(linear)[0].weight, exact)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_backward_keeps_x_and_the_factors_and_no_sum_of_weights(linear, autocast):
+    """`W + B A` is made again in the backward pass: kept, it would double the memory of the weights."""
+    linear.float()
+    randomise_tail(linear)
+    x, kept = torch.randn(5, 6, requires_grad=True), []
+    parameters = {p.data_ptr() for p in linear.parameters()}
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
+    ):
+        linear(x)
+    others = [t for t in kept if t.data_ptr() not in parameters]
+    assert [t.shape for t in others] == [x.shape]
+    assert others[0].dtype == (torch.bfloat16 if autocast else torch.float32)
+
+
+def test_gradients_under_autocast_are_those_of_autocast_on_the_sum_of_weights(linear):
+    """Half precision enters where torch's own autocast puts it; the parameters' gradients come back in fp32."""
+    linear.float()
+    randomise_tail(linear)
+    layer, x = linear[0], torch.randn(7, 6)
+    found = []
+    for ours in (True, False):
+        linear.zero_grad()
+        inputs = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if ours:
+                y = linear(inputs)
+            else:
+                y = torch.nn.functional.linear(inputs, layer.full_weight(), layer.base_layer.bias)
+        y.float().square().sum().backward()
+        found.append([y, inputs.grad, *(p.grad for p in linear.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "frozen", [["weight"], ["lora_A"], ["lora_B"], ["bias"], ["weight", "lora_A", "lora_B", "bias"]]
+)
+def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(linear, frozen):
+    randomise_tail(linear)
+    x = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    linear(x).square().sum().backward()
+    expected = {name: p.grad for name, p in linear.named_parameters()} | {"x": x.grad}
+    linear.zero_grad()
+    x.grad = None
+    for name, parameter in linear.named_parameters():
+        parameter.requires_grad_(not any(part in name for part in frozen if part != "weight" or "base" in name))
+    linear(x).square().sum().backward()
+    torch.testing.assert_close(x.grad, expected["x"])
+    for name, parameter in linear.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, expected[name], msg=name)
+        else:
+            assert parameter.grad is None, name

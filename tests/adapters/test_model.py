@@ -54,6 +54,25 @@ def test_default_targets_are_every_matrix_of_both_towers(clip_model):
     assert {name.rpartition(".")[2] for name in found} == set(CLIP_TARGETS)
 
 
+def test_depth_counts_blocks_from_the_output_of_each_tower(clip_model):
+    names = MoreConfig(depth=0.5).find_layers(clip_model)
+    assert {"visual_projection", "text_projection"} <= set(names)
+    blocks = {name.partition(".layers.")[2][0] for name in names if ".layers." in name}
+    assert blocks == {"1"}
+    assert not any("embeddings" in name for name in names)
+    assert len(names) == 2 * 6 + 2
+    assert len(MoreConfig(depth=0.01, towers="vision").find_layers(clip_model)) == 6 + 1
+    deep = MoreConfig(depth=1 / 3)
+    assert [
+        i for i in range(12) if deep._is_deep(f"vision_model.encoder.layers.{i}.mlp.fc1", {"vision_model": 12})
+    ] == [8, 9, 10, 11]
+
+
+def test_depth_needs_a_model_with_the_blocks_of_a_clip():
+    with pytest.raises(ValueError, match="no blocks of a CLIP"):
+        MoreConfig(depth=0.5, target_modules="all").find_layers(nn.Sequential(nn.Linear(2, 2)))
+
+
 @pytest.mark.parametrize(("towers", "inside", "outside"), [("vision", "vis", "text"), ("text", "text", "vis")])
 def test_towers_are_chosen_by_path(clip_model, towers, inside, outside):
     names = MoreConfig(towers=towers).find_layers(clip_model)
@@ -209,7 +228,8 @@ def test_model_without_a_tail_is_refused(use):
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({"rho": 0.0}, "rho is 0.0"), ({"rho": 1.5}, "rho is 1.5"), ({"towers": "audio"}, "towers is 'audio'"),
+    [({"rho": 0.0}, "rho is 0.0"), ({"rho": 1.5}, "rho is 1.5"), ({"depth": 0.0}, "depth is 0.0"),
+     ({"towers": "audio"}, "towers is 'audio'"),
      ({"target_modules": "fc1"}, "target_modules is 'fc1'")],
 )  # fmt: skip
 def test_config_refuses_what_makes_no_sense(options, text):

@@ -152,9 +152,9 @@ def test_not_finite_micro_batch_or_gradient_stops_before_the_weights_move(settin
     settings = {**settings, "tuning": "full", "accumulation": 2, "batch_size": 4, "checkpoint_every": 1}
     forward, calls = LongTailTask.forward, []
 
-    def broken(self, batch, alpha=0.0):
+    def broken(self, batch, alpha=0.0, **when):
         calls.append(1)
-        losses = forward(self, batch, alpha)
+        losses = forward(self, batch, alpha, **when)
         return {**losses, "loss": losses["loss"] * torch.nan} if len(calls) == 3 else losses
 
     monkeypatch.setattr(LongTailTask, "forward", broken)
@@ -174,7 +174,7 @@ def test_what_can_be_known_before_is_refused_before_anything_is_written(settings
 
 
 def test_line_cut_by_a_kill_spoils_neither_log_nor_figures(settings, figures, events):
-    from clip_more.evaluation.plots import read_events
+    from clip_more.evaluation.run_events import read_events
 
     config = from_dict({**settings, "max_steps": 2}, "test")
     folder = loop.train(config)
