@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed
 from accelerate.utils import broadcast_object_list
+from torch.distributed.tensor import DTensor
 
 from clip_more.training.signals import Stopped
 
@@ -27,14 +28,16 @@ class TrainingError(RuntimeError):
 
 
 def step_losses(
-    accelerator: Accelerator, window: list[dict[str, Any]], norm: float, stop: bool
+    accelerator: Accelerator, window: list[dict[str, Any]], norm: Any, stop: bool
 ) -> tuple[dict[str, float], bool]:
-    """Losses of an optimiser step, and whether any process was asked to stop; one exchange between processes.
+    """Losses of an optimiser step, and whether any process was asked to stop.
+
+    One exchange between processes, and the only time in a step that the host waits for the device.
 
     Args:
         accelerator: Of the run.
         window: What the task returned for each micro-batch of the step.
-        norm: 2-norm of the gradient, the same on all processes.
+        norm: 2-norm of the gradient, the same on all processes; a number or a tensor, sharded or not.
         stop: Whether this process was asked to stop.
 
     Returns:
@@ -43,11 +46,14 @@ def step_losses(
     """
     names = [name for name in ("loss", "base", "discrepancy") if window[-1][name] is not None]
     means = [torch.stack([losses[name].detach().float() for losses in window]).mean() for name in names]
-    values = torch.stack([*means, torch.tensor(float(stop), device=means[0].device)])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    others = [torch.as_tensor(value, dtype=torch.float32, device=means[0].device) for value in (norm, float(stop))]
+    values = torch.stack([*means, *others])
     if accelerator.num_processes > 1:
         values = accelerator.reduce(values, reduction="mean")
     *losses, stopping = values.tolist()
-    return dict(zip(names, losses, strict=True)) | {"gradient_norm": norm}, stopping > 0
+    return dict(zip([*names, "gradient_norm"], losses, strict=True)), stopping > 0
 
 
 def not_finite(values: dict[str, float], *, scaled: bool) -> str | None:

@@ -126,7 +126,7 @@ def optimise(run: Run, task: LongTailTask) -> None:
                     if accelerator.scaler is not None:  # clipping unscales the gradients, once
                         norms = {part: norm / accelerator.scaler.get_scale() for part, norm in norms.items()}
                     norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip_norm or math.inf)
-                    values, stopping = step_losses(accelerator, window, as_number(norm), run.stop.name is not None)
+                    values, stopping = step_losses(accelerator, window, norm, run.stop.name is not None)
                     window.clear()
                     broken = not_finite(values, scaled=accelerator.scaler is not None)
                     if broken:
