@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 def train(options: argparse.Namespace) -> None:
     """Train a run to its end; print its table."""
-    config = load_config(options.recipe, _overrides(options))
+    config = load_config(options.recipe, overrides(options))
     with StopRequest():  # a scheduler's signal ends the imports, too, with the code of a stopped run
-        _quiet()
+        quiet()
         from clip_more.evaluation.results import Results
         from clip_more.training.loop import train as train_run
 
@@ -33,8 +33,8 @@ def train(options: argparse.Namespace) -> None:
 
 def pretrain(options: argparse.Namespace) -> None:
     """Train a small CLIP from random weights."""
-    config = load_config(options.recipe, _overrides(options))
-    _quiet()
+    config = load_config(options.recipe, overrides(options))
+    quiet()
     from clip_more.training.pretrain import pretrain_from_recipe
 
     pretrain_from_recipe(config, options.out, objective=options.objective, steps=options.steps, half=options.half)
@@ -42,7 +42,7 @@ def pretrain(options: argparse.Namespace) -> None:
 
 def demo(options: argparse.Namespace) -> None:
     """Three runs on digits, one table."""
-    _quiet()
+    quiet()
     from clip_more.training.demo import run_demo
 
     run_demo(options.output_dir)
@@ -50,7 +50,7 @@ def demo(options: argparse.Namespace) -> None:
 
 def stats(options: argparse.Namespace) -> None:
     """Class statistics; photos need not be there."""
-    config = load_config(options.recipe, {"missing": "allow"} | _overrides(options))
+    config = load_config(options.recipe, {"missing": "allow"} | overrides(options))
     from clip_more.data.load import read_data
     from clip_more.data.paths import Skipped, absent_photos, write_skipped
     from clip_more.data.statistics import class_statistics
@@ -83,7 +83,7 @@ def stats(options: argparse.Namespace) -> None:
 
 def prepare(options: argparse.Namespace) -> None:
     """Write a prepared data set, or go on with it."""
-    config = load_config(options.recipe, _overrides(options))
+    config = load_config(options.recipe, overrides(options))
     from clip_more.data.prepare import prepare as prepare_data
 
     report = prepare_data(
@@ -94,7 +94,7 @@ def prepare(options: argparse.Namespace) -> None:
 
 def long_tail(options: argparse.Namespace) -> None:
     """Write the list files of a long-tailed subset."""
-    config = load_config(options.recipe, _overrides(options))
+    config = load_config(options.recipe, overrides(options))
     if config.long_tail == "none":
         raise ConfigError("long_tail is none; choose --long_tail exponential or --long_tail pareto")
     if (Path(options.out) / "train.txt").exists():
@@ -121,10 +121,10 @@ def long_tail(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Judge one exported classifier on test."""
-    config, folder = _of_checkpoint(options)
+    config, folder = of_checkpoint(options)
     if folder is None or not folder.is_dir():
         raise ValueError(f"there is no folder {options.checkpoint}")
-    _quiet()
+    quiet()
     from clip_more.data.load import load_data
     from clip_more.evaluation.judge import judge_checkpoint
     from clip_more.evaluation.published import published_table
@@ -149,8 +149,8 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def zero_shot(options: argparse.Namespace) -> None:
     """A run's models by prompts; with any of its options, the full comparison."""
-    config, folder = _of_checkpoint(options)
-    _quiet()
+    config, folder = of_checkpoint(options)
+    quiet()
     from clip_more.data.load import load_data, read_data
     from clip_more.evaluation.judge import judge_run
     from clip_more.evaluation.zero_shot_report import zero_shot_report
@@ -247,7 +247,7 @@ def _results_file(name: str) -> Path:
     return path
 
 
-def _of_checkpoint(options: argparse.Namespace) -> tuple[TrainConfig, Path | None]:
+def of_checkpoint(options: argparse.Namespace) -> tuple[TrainConfig, Path | None]:
     """The recipe of a run (or the one given) with overrides, and the folder to judge, None where it is no folder."""
     from clip_more.training.run_folder import read_config
 
@@ -261,14 +261,15 @@ def _of_checkpoint(options: argparse.Namespace) -> tuple[TrainConfig, Path | Non
         if options.recipe:
             raise ValueError(f"{folder} is a run and has its own recipe; leave {options.recipe} out")
         of_training: dict[str, Any] = {"processes": None, "distribution": None, "trackers": []}
-        values = read_config(folder).to_dict() | of_training | _overrides(options)
+        values = read_config(folder).to_dict() | of_training | overrides(options)
         return from_dict(values, origin=str(recipe)), folder
     if not options.recipe:
         raise ValueError(f"{folder} is no run (it has no config.yaml); add a recipe")
-    return load_config(options.recipe, _overrides(options)), folder if folder.is_dir() else None
+    return load_config(options.recipe, overrides(options)), folder if folder.is_dir() else None
 
 
-def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+def overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """The keys that were given on the command line."""
     given = {field.name: getattr(options, field.name) for section in SECTIONS for field in fields(section)}
     return {name: parse_value(name, text) for name, text in given.items() if text is not None}
 
@@ -279,7 +280,7 @@ def _say_skipped(skipped: list[Skipped]) -> None:
         print(f"skipped {len(skipped)} photos that are listed and absent: {first}{', ...' if len(skipped) > 3 else ''}")
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Our own progress bars are enough: transformers draws one for every file it reads or writes."""
     from transformers.utils import logging
 

@@ -1,16 +1,19 @@
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 
-from clip_more.cli import main
+from clip_more.cli import _parser, main
 
 
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from clip_more.cli import main\n"
-        "try: main(['train', '--help'])\n"
-        "except SystemExit: pass\n"
+        "for verb in ('predict', 'export', 'train'):\n"
+        "    try: main([verb, '--help'])\n"
+        "    except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'peft', 'accelerate', 'datasets', 'sklearn'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
@@ -18,6 +21,32 @@ def test_help_imports_nothing_heavy():
     assert done.returncode == 0, done.stderr
     assert "--discrepancy_weighting" in done.stdout
     assert "(default: label)" in done.stdout
+    assert "--broken {refuse,skip}" in done.stdout
+    assert "--form {classifier,onnx,torch}" in done.stdout
+
+
+VERBS = (
+    "train", "stats", "prepare", "long-tail", "evaluate", "zero-shot", "export", "predict", "runs", "compare",
+    "pretrain", "demo",
+)  # fmt: skip
+
+
+def test_help_lists_every_verb_in_order(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = re.findall(r"^    (\S+)(?: |$)", capsys.readouterr().out, re.M)
+    assert tuple(name for name in listed if name in VERBS) == VERBS
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_examples_of_the_help_are_read_by_its_own_parser(verb):
+    options = _parser()
+    (choices,) = (action.choices for action in options._actions if action.dest == "verb")
+    for line in (choices[verb].epilog or "").splitlines()[1:]:
+        words = shlex.split(line)
+        words = words[words.index("clip_more.cli" if words[0] == "accelerate" else "clip-more") + 1 :]
+        read, unknown = options.parse_known_args(words)
+        assert (read.verb in VERBS, unknown) == (True, [])
 
 
 @pytest.mark.parametrize(
@@ -30,6 +59,10 @@ def test_help_imports_nothing_heavy():
         (["evaluate", "nowhere"], "there is no folder nowhere"),
         (["evaluate", "."], ". is no run (it has no config.yaml); add a recipe"),
         (["zero-shot", "."], ". is no run (it has no config.yaml)"),
+        (["export", "nowhere", "--form", "torch", "--out", "a.pt2"], "there is no folder nowhere"),
+        (["export", ".", "--form", "onnx", "--out", "x"], ". is neither a run nor a classifier"),
+        (["predict", ".", "nowhere", "--out", "p.parquet"], "there is no folder or file nowhere"),
+        (["predict", ".", "test", "--out", "p.parquet"], ". is no run (it has no config.yaml); add a recipe"),
         (["demo", "--epochs", "3"], "command line: demo takes no --epochs"),
     ],
 )

@@ -1,0 +1,218 @@
+"""What predictions lie in on disk: parts that are complete or absent, and the one Parquet file that they become."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_more.data.paths import Skipped, write_skipped
+from clip_more.evaluation.thresholds import sigmoid
+from clip_more.files import written_aside
+
+# Key of a file's Parquet metadata that holds the plan.
+METADATA = b"clip_more"
+_OWN = ("image_id", "labels")
+_CAUSE = "cause"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive photos of the list: those of one part file, and of one row group of the result."""
+
+    number: int
+    photos: range
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"part-{self.number:06d}.parquet"
+
+
+class PredictionParts:
+    """The folder of parts beside a result that is not finished, claimed for one plan.
+
+    Args:
+        out: The Parquet file to come.
+        plan: Everything that the predictions depend on, as JSON holds it.
+        parts: All of them.
+    """
+
+    def __init__(self, out: str | os.PathLike[str], plan: dict[str, Any], parts: Sequence[Part]) -> None:
+        self.out = Path(out)
+        self.plan = plan
+        self.parts = list(parts)
+        self.folder = self.out.with_name(f"{self.out.name}.parts")
+        self.skipped = self.out.with_name(f"{self.out.name}.skipped.csv")
+
+    def finished(self) -> bool:
+        """Whether the result is there."""
+        return self.out.exists()
+
+    def claim(self) -> None:
+        """Make the folder, or recognise it, or the finished result, as this plan's own; on one process.
+
+        Raises:
+            ValueError: What is there is of another plan; the difference is told.
+        """
+        if self.finished():
+            self._check_result()
+            if (self.folder / "plan.json").is_file():  # a kill came between the last two lines of `join`
+                shutil.rmtree(self.folder)
+            return
+        path = self.folder / "plan.json"
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{path} is not JSON ({error}); delete {self.folder} to start anew") from error
+            self._compare(found, self.folder)
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(f"{self.folder} is not empty and holds no parts of ours; name another --out")
+        leftover = re.compile(rf"\.{re.escape(self.out.stem)}\.\d+{re.escape(self.out.suffix)}")
+        for stale in [*self.folder.glob(".*"), *self.out.parent.glob(".*")]:
+            if stale.parent == self.folder or leftover.fullmatch(stale.name):  # half-written when a call was killed
+                stale.unlink()
+        with written_aside(path) as aside:
+            aside.write_text(json.dumps(self.plan, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def absent(self) -> list[Part]:
+        """Parts that are still to be made: not there, or damaged."""
+        return [part for part in self.parts if not self._intact(part)]
+
+    def write(self, part: Part, table: pa.Table) -> None:
+        """Put a part in its place."""
+        with written_aside(self.folder / part.name) as aside:
+            pq.write_table(table, aside, use_dictionary=False)
+
+    def join(self) -> None:
+        """Make the result, and the list of photos that could not be read; take the parts away."""
+        skipped: list[Skipped] = []
+        tables = self._tables(skipped)
+        first = next(tables)
+        metadata = {METADATA: json.dumps(self.plan, ensure_ascii=False).encode()}
+        schema = first.schema.with_metadata({**(first.schema.metadata or {}), **metadata})
+        with written_aside(self.out) as aside:
+            with pq.ParquetWriter(aside, schema, use_dictionary=False) as writer:
+                writer.write_table(first.replace_schema_metadata(schema.metadata))
+                for table in tables:
+                    writer.write_table(table.replace_schema_metadata(schema.metadata))
+            if skipped:
+                write_skipped(skipped, self.skipped)
+            else:
+                self.skipped.unlink(missing_ok=True)
+        shutil.rmtree(self.folder)
+
+    def summary(self) -> str:
+        """What came of it, once it is finished."""
+        photos = pq.read_metadata(self.out).num_rows
+        skipped = self.plan["photos"] - photos
+        told = f"; {skipped:,} could not be read: {self.skipped}" if skipped else ""
+        return f"{photos:,} photos: {self.out}{told}"
+
+    def _tables(self, skipped: list[Skipped]) -> Iterator[pa.Table]:
+        for part in self.parts:
+            table = pq.read_table(self.folder / part.name)
+            cause = table.column(_CAUSE).combine_chunks()
+            broken = table.filter(cause.is_valid())
+            skipped += map(Skipped, broken.column("image_id").to_pylist(), broken.column(_CAUSE).to_pylist())
+            yield table.filter(cause.is_null()).drop_columns(_CAUSE)
+
+    def _check_result(self) -> None:
+        try:
+            found = json.loads(pq.read_schema(self.out).metadata[METADATA])
+        except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+            raise ValueError(f"{self.out} is there and holds no predictions of ours; name another file") from error
+        self._compare(found, self.out)
+
+    def _intact(self, part: Part) -> bool:
+        try:
+            return pq.read_metadata(self.folder / part.name).num_rows == len(part.photos)
+        except (OSError, ValueError, pa.ArrowException):
+            return False
+
+    def _compare(self, found: Any, where: Path) -> None:
+        found = found if isinstance(found, dict) else {}
+        keys = {**self.plan, **found}.keys() - {"versions", "made_from"}
+        changed = sorted(key for key in keys if found.get(key) != self.plan.get(key))
+        if changed:
+            then, now = (_short(plan.get(changed[0])) for plan in (found, self.plan))
+            raise ValueError(
+                f"{where} is of other predictions: {changed[0]} was {then} and is {now} now; name another --out, or "
+                "delete it to start anew"
+            )
+
+
+def as_table(
+    image_ids: Sequence[str],
+    logits: np.ndarray,
+    causes: Sequence[str],
+    names: Sequence[str],
+    thresholds: Sequence[float] | None,
+) -> pa.Table:
+    """A part's rows.
+
+    Args:
+        image_ids: N names of photos.
+        logits: (N, C) float32.
+        causes: N sentences why a photo could not be read; "" where it could.
+        names: C classes.
+        thresholds: C probabilities from which on a class is present; 0.5 without them.
+
+    Returns:
+        `image_id`, a float32 column of probabilities for each class (null where the photo could not be read), `labels`
+        (names of the classes present), and `cause`.
+    """
+    probabilities = sigmoid(logits)
+    broken = np.array([bool(cause) for cause in causes], dtype=bool)
+    present = probabilities >= (0.5 if thresholds is None else np.asarray(thresholds))
+    present[broken] = False
+    rows, classes = np.nonzero(present)
+    ends = np.searchsorted(rows, np.arange(len(image_ids) + 1)).astype(np.int32)
+    labels = pa.ListArray.from_arrays(ends, pa.array(list(names), pa.string()).take(pa.array(classes, pa.int64())))
+    columns: dict[str, pa.Array] = {"image_id": pa.array(image_ids, pa.string())}
+    for name, column in zip(class_columns(names), probabilities.astype(np.float32).T, strict=True):
+        columns[name] = pa.array(column, pa.float32(), mask=broken)
+    columns["labels"] = labels
+    columns[_CAUSE] = pa.array([cause or None for cause in causes], pa.string())
+    return pa.table(columns)
+
+
+def class_columns(names: Sequence[str]) -> list[str]:
+    """The column of each class: its name, made distinct where that is taken."""
+    taken, columns = {*_OWN, _CAUSE}, []
+    for name in names:
+        while name in taken:
+            name += " (class)"
+        taken.add(name)
+        columns.append(name)
+    return columns
+
+
+def first_look(out: str | os.PathLike[str], names: Sequence[str], top: int, photos: int = 10) -> str:
+    """The classes of highest probability of the first photos, a line a photo."""
+    file = pq.ParquetFile(out)
+    lines: list[str] = []
+    columns = class_columns(names)
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group).slice(0, photos - len(lines))
+        for row in table.to_pylist():
+            best = sorted(zip((row[column] for column in columns), names, strict=True), reverse=True)[:top]
+            lines.append(f"{row['image_id']}: " + ", ".join(f"{name} {value:.3f}" for value, name in best))
+        if len(lines) == photos:
+            break
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -1,0 +1,20 @@
+"""CLIP's tokenizer built once a process and never copied: both cost more than the tiny models that it comes with."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from clip_more.models import tokenizer
+
+
+def share() -> None:
+    """Let every CLIP that is loaded from here on have the same tokenizer, and its copies too."""
+    build: Callable[..., Any] = tokenizer.clip_tokenizer
+
+    @functools.cache
+    def shared(context_length: int = 77) -> Any:
+        built = build(context_length)
+        built.__deepcopy__ = lambda _: built
+        return built
+
+    tokenizer.clip_tokenizer = shared
