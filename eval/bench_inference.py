@@ -45,6 +45,11 @@ class EqualRow(Row):
     """A row whose goal is equality: 1 lies in its spread."""
 
     @property
+    def goal_text(self) -> str:
+        """The goal as the table prints it."""
+        return "has 1.00"
+
+    @property
     def met(self) -> bool | None:
         """Whether the lowest and the highest ratio of the rounds stand on both sides of 1."""
         return self.spread[0] <= 1 <= self.spread[1]

@@ -1,4 +1,6 @@
-"""Section ``memory``: peak memory of one training step, optimiser included, of the contenders of section ``step``.
+"""Section ``memory``: peak memory of one training step, optimiser included, of three contenders of section ``step``.
+
+16 photos a step: with more, activations outweigh all that sets the contenders apart.
 
 Every figure comes from a process of its own and is what a step takes above the process's imports: resident memory on a
 CPU, what torch allocates on a GPU. The first step makes AdamW's moments; one after it is measured. glibc's malloc is
@@ -22,15 +24,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft.tuners.lora.layer import LoraLayer
 
+from bench_batch import clip, synthetic_batch
+from bench_contenders import contender, stepper
 from bench_memory_arithmetic import count, peaks
 from bench_metrics_tasks import peak_memory
 from bench_rows import Options, Row, compared
-from bench_step import CONTENDERS, clip, stepper, synthetic_batch
 from clip_more.adapters import TailCheckpointContext
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
+PHOTOS = 16
+CONTENDERS = ("plain", "peft", "exact")
 PEERS = {"plain": None, "peft": 1.0}  # with their goals
 FORMS = ("", "_checkpointed")
 # Memory hardly varies between processes: more rounds would show the same.
@@ -43,9 +48,8 @@ def memory(options: Options) -> Iterator[Row]:
         if dtype == "fp32":
             print(f"  {counted(options)}")
         mib: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
-        names = list(CONTENDERS)
-        for turn in range(min(options.repetitions, ROUNDS)):
-            for name in names[turn:] + names[:turn]:
+        for turn in range(1 if options.quick else min(options.repetitions, ROUNDS)):
+            for name in CONTENDERS[turn:] + CONTENDERS[:turn]:
                 mib[name].append(in_own_process(name, dtype, options))
         for form in FORMS:
             for peer, goal in PEERS.items():
@@ -56,11 +60,10 @@ def memory(options: Options) -> Iterator[Row]:
 def counted(options: Options) -> str:
     """What the figures should be by arithmetic, in words."""
     with torch.device("meta"):
-        tensors = count(clip(options.quick), synthetic_batch("meta"))
-    figures = peaks(tensors, options.device)
-    words = (f"{name} {mib:,.0f} ({checkpointed:,.0f})" for name, (mib, checkpointed) in figures.items())
-    kept = f"W + BA {tensors.full_weights:,.0f}"
-    return f"MiB of tensors at the peak (checkpointed): {', '.join(words)}; {kept}"
+        tensors = count(clip(options.quick), synthetic_batch("meta", PHOTOS))
+    words = (f"{name} {mib:,.0f} ({checkpointed:,.0f})" for name, (mib, checkpointed) in peaks(tensors).items())
+    anew = f"W + BA, made anew layer by layer, would be {tensors.full_weights:,.0f}"
+    return f"MiB of tensors at the peak (checkpointed): {', '.join(words)}; {anew}"
 
 
 def in_own_process(name: str, dtype: str, options: Options) -> dict[str, float]:
@@ -98,10 +101,11 @@ def step_peaks(name: str, dtype: str, device: str, quick: bool) -> dict[str, flo
     """MiB of a step by form; the frugal one first, where only the highest of a process's whole life can be read."""
     from transformers import CLIPModel  # noqa: F401 - imports are no part of a step
 
+    batch = synthetic_batch(device, PHOTOS)
     before = highest(gc.collect, device)
-    make, loss = CONTENDERS[name]
-    model = make(clip(quick)).to(device)
-    step = stepper(model, loss, synthetic_batch(device), dtype)
+    one = contender(name, clip(quick, device), batch)
+    step = stepper(one, device, dtype)
+    model: Any = one.model.get_submodule("classifier.clip.model") if name == "exact" else one.model
     checkpoint_activations(name, model)
     step()
     checkpointed = highest(step, device) - before

@@ -55,6 +55,11 @@ class Row:
     goal: float | None
 
     @property
+    def goal_text(self) -> str:
+        """The goal as the table prints it."""
+        return "" if self.goal is None else f"{'<=' if self.better == 'lower' else '>='} {self.goal:.2f}"
+
+    @property
     def met(self) -> bool | None:
         """Whether the goal is reached; ``None`` without one."""
         if self.goal is None:

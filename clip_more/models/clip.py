@@ -40,7 +40,8 @@ class Clip(nn.Module):
         from clip_more.models.towers import read_out_last
 
         super().__init__()
-        read_out_last(model)
+        for tower in (model.vision_model, model.text_model):
+            read_out_last(tower)
         self.model: Any = model  # transformers' type leaves open what its configs and outputs hold
         self.tokenizer = tokenizer
         self.image_processor = image_processor

@@ -88,7 +88,10 @@ class ImageClassifier(nn.Module):
     """
 
     def __init__(self, visual: CLIPVisionModelWithProjection, weight: Tensor, bias: Tensor) -> None:
+        from clip_more.models.towers import read_out_last
+
         super().__init__()
+        read_out_last(visual.vision_model)
         features = int(visual.config.projection_dim)
         if weight.dim() != 2 or weight.shape[1] != features or bias.shape != weight.shape[:1]:
             raise ValueError(
@@ -101,7 +104,9 @@ class ImageClassifier(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, C) logits, the last product in fp32 whatever autocast says."""
-        features = self.visual(pixel_values=pixel_values).image_embeds
+        from clip_more.models.towers import VisionTower
+
+        features = VisionTower(self.visual)(pixel_values)
         with torch.autocast(pixel_values.device.type, enabled=False):
             return F.linear(F.normalize(features.float(), dim=-1), self.weight, self.bias)
 

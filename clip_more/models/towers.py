@@ -13,7 +13,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 if TYPE_CHECKING:
-    from transformers import CLIPModel
+    from transformers import CLIPModel, CLIPVisionModelWithProjection
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,6 @@ class Tokens:
     def select(self, rows: Tensor | None) -> Tokens:
         """The images or prompts of these rows; all without them."""
         return self if rows is None else Tokens(self.hidden[rows], self.read[rows])
-
-    def __len__(self) -> int:
-        return len(self.hidden)
 
 
 class Tower:
@@ -65,7 +62,7 @@ class Tower:
         norm, projection = self._top
         last = len(self.blocks) - 1
         if split > last:
-            state = tokens.hidden[torch.arange(len(tokens), device=tokens.read.device), tokens.read]
+            state = tokens.hidden[torch.arange(tokens.hidden.shape[0], device=tokens.read.device), tokens.read]
         else:
             hidden = self._through(tokens.hidden, self.blocks[split:last])
             state = self.blocks[last](hidden, None, is_causal=self._causal, read=tokens.read)
@@ -96,7 +93,7 @@ class VisionTower(Tower):
 
     _causal = False
 
-    def __init__(self, model: CLIPModel) -> None:
+    def __init__(self, model: CLIPModel | CLIPVisionModelWithProjection) -> None:
         vision: Any = model.vision_model
         self.blocks = vision.encoder.layers
         self._stem = vision.embeddings, vision.pre_layrnorm
@@ -104,7 +101,7 @@ class VisionTower(Tower):
 
     def _embed(self, inputs: Tensor) -> Tokens:
         embeddings, norm = self._stem
-        return Tokens(norm(embeddings(inputs)), torch.zeros(len(inputs), dtype=torch.long, device=inputs.device))
+        return Tokens(norm(embeddings(inputs)), torch.zeros(inputs.shape[0], dtype=torch.long, device=inputs.device))
 
     def _through(self, hidden: Tensor, blocks: Sequence[nn.Module]) -> Tensor:
         for block in blocks:
@@ -154,7 +151,7 @@ class ReadoutLayer(CLIPEncoderLayer):
         if read is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
         attention: Any = self.self_attn
-        rows = torch.arange(len(hidden_states), device=read.device)
+        rows = torch.arange(hidden_states.shape[0], device=read.device)
         normed = self.layer_norm1(hidden_states)
         query = attention.q_proj(normed[rows, read])[:, None]
         key, value = attention.k_proj(normed), attention.v_proj(normed)
@@ -176,9 +173,8 @@ class ReadoutLayer(CLIPEncoderLayer):
         return state + self.mlp(self.layer_norm2(state))
 
 
-def read_out_last(model: CLIPModel) -> None:
-    """Let the last block of both towers know how to compute one position alone, in place; keys and weights stay."""
-    for tower in (model.vision_model, model.text_model):
-        layers: Any = tower.encoder.layers
-        if type(layers[-1]) is CLIPEncoderLayer:
-            layers[-1].__class__ = ReadoutLayer
+def read_out_last(tower: Any) -> None:
+    """Let the last block of a vision or text model compute one position alone, in place; keys and weights stay."""
+    layers: Any = tower.encoder.layers
+    if type(layers[-1]) is CLIPEncoderLayer:
+        layers[-1].__class__ = ReadoutLayer

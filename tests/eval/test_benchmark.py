@@ -1,10 +1,9 @@
+import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import torch
-
-PHOTOS, CLASSES, SIZE = 3, 4, 32
 
 
 @pytest.fixture
@@ -13,33 +12,6 @@ def rows(monkeypatch):
     import bench_rows
 
     return bench_rows
-
-
-@pytest.fixture
-def bench(rows):
-    import bench_step
-
-    return bench_step
-
-
-@pytest.fixture
-def contenders(bench):
-    """A tiny CLIP with our tail, the same one with stock PEFT's, and a batch."""
-    from transformers import CLIPConfig, CLIPModel
-
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = tower | {"vocab_size": 100, "max_position_embeddings": 16, "eos_token_id": 99, "bos_token_id": 98}
-    config = CLIPConfig(text_config=text, vision_config=tower | {"image_size": SIZE, "patch_size": 16})
-    torch.manual_seed(0)
-    model = CLIPModel(config)
-    twin = CLIPModel(config)
-    twin.load_state_dict(model.state_dict())
-    input_ids = torch.randint(1, 90, (CLASSES, 5))
-    input_ids[:, -1] = 99
-    targets = (torch.rand(PHOTOS, CLASSES) < 0.5).float()
-    prior = torch.tensor([0.4, 0.3, 0.2, 0.1])
-    batch = bench.Batch(torch.randn(PHOTOS, 3, SIZE, SIZE), input_ids, targets, prior)
-    return bench.add_tail(model), bench.stock_peft(twin), batch
 
 
 def test_row_has_the_keys_of_the_speed_table_and_a_spread_around_the_ratio(rows):
@@ -71,20 +43,55 @@ def test_contenders_take_turns_and_the_first_round_is_not_timed(rows):
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2, "c": 2}
 
 
-def test_ours_and_peft_have_the_same_loss_and_gradients(bench, contenders):
-    ours, peft, batch = contenders
-    bench.check_same_work(ours, peft, batch)
-    for name, model in (("exact", ours), ("peft", peft)):
-        bench.CONTENDERS[name][1](model, batch).backward()
-    theirs = {name.removeprefix("base_model.model."): value.grad for name, value in peft.named_parameters()}
-    assert any(".lora_A." in name for name in theirs)
-    for name, value in ours.named_parameters():
-        assert value.grad is not None, name
-        torch.testing.assert_close(value.grad, theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+@pytest.fixture
+def program(rows, monkeypatch):
+    """The program with one section of two made-up rows, called with its options."""
+    import benchmark
+
+    def section(options):
+        for dtype in options.dtypes:
+            yield rows.compared("step.exact_vs_plain", dtype, [2.0, 2.2], [1.0, 1.0], goal=2.10)
+        yield rows.compared("loader.jpeg", "256px", [9.0], [3.0], goal=None, unit="photos/s")
+
+    monkeypatch.setattr(benchmark, "SECTIONS", dict.fromkeys(("step", "loader", "inference"), section))
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", "--section", "step", "--device", "cpu", *map(str, arguments)])
+        benchmark.main()
+
+    return run
 
 
-def test_contenders_that_differ_are_refused(bench, contenders, monkeypatch):
-    ours, peft, batch = contenders
-    monkeypatch.setattr(bench, "peft_passes", lambda model, batch: (batch.logits(model), batch.logits(model)))
-    with pytest.raises(RuntimeError, match=r"contenders differ by .* in their logits"):
-        bench.check_same_work(ours, peft, batch)
+def test_table_has_a_line_a_row_and_says_how_long_it_took(program, capsys):
+    program("--dtype", "fp32", "bf16")
+    lines = capsys.readouterr().out.splitlines()
+    head = next(number for number, line in enumerate(lines) if line.startswith("row "))
+    assert lines[head].split() == ["row", "dtype", "ours", "peer", "unit", "ratio", "spread", "goal"]
+    table = [line.split() for line in lines[head + 1 : -2]]
+    assert table == [
+        ["step.exact_vs_plain", "fp32", "2.100", "1.000", "s", "2.100", "2.000..2.200", "<=", "2.10", "met"],
+        ["step.exact_vs_plain", "bf16", "2.100", "1.000", "s", "2.100", "2.000..2.200", "<=", "2.10", "met"],
+        ["loader.jpeg", "256px", "9.000", "3.000", "photos/s", "3.000", "3.000..3.000"],
+    ]
+    assert (lines[-2], lines[-1][:10]) == ("", "3 rows in ")
+    assert all(len(line) <= 110 for line in lines[head:])
+
+
+def test_json_is_a_list_of_rows_and_nothing_else_is_left(program, tmp_path):
+    program("--quick", "--json", tmp_path / "rows.json")
+    found = json.loads((tmp_path / "rows.json").read_text())
+    keys = {"row", "dtype", "unit", "better", "ours", "peer", "ratio", "spread", "goal"}
+    assert [(row["row"], row["dtype"], row["better"], row["goal"]) for row in found] == [
+        ("step.exact_vs_plain", "fp32", "lower", 2.10),
+        ("loader.jpeg", "256px", "higher", None),
+    ]
+    assert all(set(row) >= keys for row in found)
+    assert found[0]["spread"] == [2.0, 2.2]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
+
+
+@pytest.mark.parametrize("option", ["--json", "--profile"])
+def test_a_file_in_no_folder_is_refused_before_anything_runs(program, tmp_path, capsys, option):
+    with pytest.raises(SystemExit):
+        program(option, tmp_path / "absent" / "file")
+    assert f"{option}: there is no folder {tmp_path / 'absent'}" in capsys.readouterr().err
