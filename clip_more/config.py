@@ -411,6 +411,8 @@ def _check_text(config: TrainConfig) -> None:
         return
     if options["text_refresh"]:
         raise ConfigError("text_classes draws other classes in each step; leave text_refresh at 1")
+    if config.accumulation > 1:
+        raise ConfigError("text_classes draws the classes of a batch; set accumulation: 1 and a larger batch_size")
     if config.loss_reduction == "mean":
         raise ConfigError("text_classes keeps sums over classes unbiased, not means; set loss_reduction: sum")
     if config.tuning == "more" and (config.discrepancy_centred or config.discrepancy_scale_free):

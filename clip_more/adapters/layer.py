@@ -77,7 +77,7 @@ class FullLinear(torch.autograd.Function):
     """`y = x (W + B A)^T + bias` that keeps x, W, B and A for the backward pass, and makes `W + B A` again there.
 
     Kept, `W + B A` would double the memory of the weights; made again, it costs one (out, r) x (r, in) product. The
-    product is taken in the dtype of W (fp32 under autocast), and rounded to that of x.
+    product is taken in the dtype of the parameters (fp32 under autocast), and the sum rounded to that of x.
     """
 
     @staticmethod
@@ -91,16 +91,18 @@ class FullLinear(torch.autograd.Function):
         """Gradients of x, weight, b, a and bias; those of b and a by way of the weight's."""
         x, weight, b, a = ctx.saved_tensors
         of_x, of_weight, of_b, of_a, of_bias = ctx.needs_input_grad
-        rows = gradient.flatten(0, -2)
+        rows = gradient.reshape(-1, gradient.shape[-1])
         x_gradient = gradient @ _full(weight, b, a).to(gradient.dtype) if of_x else None
         bias_gradient = rows.sum(0, dtype=weight.dtype) if of_bias else None
         weight_gradient = b_gradient = a_gradient = None
         if of_weight or of_b or of_a:
-            weight_gradient = (rows.T @ x.flatten(0, -2)).to(weight.dtype)
-            b_gradient = weight_gradient @ a.T if of_b else None
-            a_gradient = b.T @ weight_gradient if of_a else None
+            weight_gradient = (rows.T @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+            b_gradient = weight_gradient.to(b.dtype) @ a.T if of_b else None
+            a_gradient = b.T @ weight_gradient.to(a.dtype) if of_a else None
         return x_gradient, weight_gradient if of_weight else None, b_gradient, a_gradient, bias_gradient
 
 
 def _full(weight: Tensor, b: Tensor, a: Tensor) -> Tensor:
-    return torch.addmm(weight, b.to(weight.dtype), a.to(weight.dtype))
+    """`W + B A`, in the widest dtype of the three."""
+    widest = torch.promote_types(torch.promote_types(weight.dtype, b.dtype), a.dtype)
+    return torch.addmm(weight.to(widest), b.to(widest), a.to(widest))

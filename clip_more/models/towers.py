@@ -53,20 +53,22 @@ class Tower:
         return self.above(self.below(inputs, 0), 0)
 
     def below(self, inputs: Tensor, split: int) -> Tokens:
-        """Through the embeddings and the first `split` blocks."""
+        """Through the embeddings and the first `split` blocks; behind the last of them one position is left."""
         tokens = self._embed(inputs)
-        return Tokens(self._through(tokens.hidden, self.blocks[:split]), tokens.read)
+        if split < len(self.blocks):
+            return Tokens(self._through(tokens.hidden, self.blocks[:split]), tokens.read)
+        return Tokens(self._read_out(tokens, 0)[:, None], torch.zeros_like(tokens.read))
 
     def above(self, tokens: Tokens, split: int) -> Tensor:
         """From block `split` to the features (N, D)."""
         norm, projection = self._top
-        last = len(self.blocks) - 1
-        if split > last:
-            state = tokens.hidden[torch.arange(tokens.hidden.shape[0], device=tokens.read.device), tokens.read]
-        else:
-            hidden = self._through(tokens.hidden, self.blocks[split:last])
-            state = self.blocks[last](hidden, None, is_causal=self._causal, read=tokens.read)
+        state = self._read_out(tokens, split) if split < len(self.blocks) else tokens.hidden[:, 0]
         return projection(norm(state))
+
+    def _read_out(self, tokens: Tokens, split: int) -> Tensor:
+        """From block `split` to what the last block makes of the position that is read, (N, D)."""
+        hidden = self._through(tokens.hidden, self.blocks[split:-1])
+        return self.blocks[-1](hidden, None, is_causal=self._causal, read=tokens.read)
 
     def first(self, kind: type) -> int | None:
         """The first block with a module of this kind: -1 is the embeddings, one past the last block what follows it."""

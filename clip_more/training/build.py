@@ -53,7 +53,7 @@ def build_task(config: TrainConfig, classifier: Classifier, profile: ClassProfil
     return LongTailTask(
         classifier,
         *build_losses(config, profile),
-        tail_only=config.discrepancy_gradient == "tail",
+        tail_only=config.tuning == "more" and config.discrepancy_gradient == "tail",
         fraction=config.discrepancy_fraction,
         texts=ClassTexts(config.text_chunk, config.text_refresh, (len(profile.names), model.config.projection_dim)),
         class_sample=config.text_classes,

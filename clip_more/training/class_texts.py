@@ -40,8 +40,9 @@ class TextRequest:
 class ClassTexts(nn.Module):
     """Unit text features of the classes, with the tail and without it.
 
-    The text tower is run once a step, never for every photo or micro-batch: where a step has several micro-batches, all
-    but the last take features without a graph, and the gradients that these collect go into the graph of the last.
+    The text tower learns once a step, never from every photo or micro-batch: where a step has several micro-batches,
+    all but the last take features without a graph, and the gradients that these collect go into the graph of the last.
+    (With dropout in the text tower each micro-batch has a graph, and masks, of its own.)
 
     Args:
         chunk: Prompts read at a time, each chunk made again in the backward pass: memory is bounded by a chunk, and
@@ -77,29 +78,41 @@ class ClassTexts(nn.Module):
                     row.copy_(features[0] if part is None else part)
         return features
 
+    def forget(self) -> None:
+        """Drop what micro-batches have collected, if their step was never ended."""
+        self._collecting = []
+
     def _encode(self, classifier: Classifier, request: TextRequest) -> tuple[Tensor, Tensor | None]:
         clip, head, general = classifier.clip, classifier.head, request.general
         prompts = head.prompts(request.full.classes)
-        chunked = self.chunk is not None and len(prompts) > self.chunk and torch.is_grad_enabled()
-        if general is None:
-            features = self._in_chunks(clip, prompts) if chunked else encode_prompts(clip, prompts)
-            return head.class_features(features), None
         rows = None
-        if general.classes is not None and request.full.classes is None:
+        if general is not None and general.classes is not None and request.full.classes is None:
             rows = head.rows(general.classes)
-        if not chunked:
+        has_tail = clip.text.first(TailLayer) is not None
+        if self.chunk is None and general is not None:
             full, without = tower_passes(clip, clip.text, prompts, rows, request.gradient)
+            return head.class_features(full), head.class_features(without)
+        full = self._read(clip, prompts, has_tail)
+        if general is None:
+            return head.class_features(full), None
+        if not has_tail:
+            without = (full if request.gradient else full.detach())[slice(None) if rows is None else rows]
         else:
-            full = self._in_chunks(clip, prompts)
-            with torch.set_grad_enabled(request.gradient), tail(clip, enabled=False):
-                without = self._in_chunks(clip, prompts if rows is None else prompts[rows])
+            with torch.set_grad_enabled(torch.is_grad_enabled() and request.gradient), tail(clip, enabled=False):
+                without = self._read(clip, prompts if rows is None else prompts[rows], has_tail)
         return head.class_features(full), head.class_features(without)
 
-    def _in_chunks(self, clip: Clip, prompts: Tensor) -> Tensor:
+    def _read(self, clip: Clip, prompts: Tensor, has_tail: bool) -> Tensor:
+        """Features of prompts; in chunks, which are made again in the backward pass, where `chunk` says so."""
+        if self.chunk is None:
+            return encode_prompts(clip, prompts)
+        parts = prompts.split(self.chunk)
+        if not torch.is_grad_enabled():
+            return torch.cat([clip.encode_text(part) for part in parts])
         options: dict[str, Any] = {"use_reentrant": False}
-        if clip.text.first(TailLayer) is not None:
+        if has_tail:
             options["context_fn"] = TailCheckpointContext(clip)
-        return torch.cat([checkpoint(clip.encode_text, part, **options) for part in prompts.split(self.chunk or 1)])
+        return torch.cat([checkpoint(clip.encode_text, part, **options) for part in parts])
 
     def _collecting_from(self, classifier: Classifier, request: TextRequest) -> tuple[Tensor, Tensor | None]:
         """Features without a graph, the same tensors for all but the last micro-batch: gradients add up in them."""

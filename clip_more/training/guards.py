@@ -32,7 +32,8 @@ def step_losses(
 ) -> tuple[dict[str, float], bool]:
     """Losses of an optimiser step, and whether any process was asked to stop.
 
-    One exchange between processes, and the only time in a step that the host waits for the device.
+    One exchange between processes, and the one time that the host waits for the device, in a step whose loss neither
+    draws nor masks classes.
 
     Args:
         accelerator: Of the run.

@@ -42,10 +42,10 @@ def tower_passes(
     if rows is None or not tower.draws:
         full = above(None)
     else:  # masks come in the order of the images: those of the general pass go first, by themselves
-        rest = (
-            torch.ones(len(inputs), dtype=torch.bool, device=inputs.device).index_fill(0, rows, False).nonzero()[:, 0]
+        order = (
+            torch.zeros(len(inputs), device=inputs.device).index_fill(0, rows, 1).argsort(descending=True, stable=True)
         )
-        full = torch.cat([above(rows), above(rest)])[torch.cat([rows, rest]).argsort()]
+        full = torch.cat([above(rows), above(order[len(rows) :])])[order.argsort()]
     with torch.set_grad_enabled(torch.is_grad_enabled() and gradient), masks.replayed(), tail(clip, enabled=False):
         return full, above(rows)
 

@@ -90,7 +90,8 @@ def prepare(run: Run, task: LongTailTask) -> Prepared:
     by_ourselves = kind == "fsdp2" and accelerator.device.type == "cpu"
     if by_ourselves:
         shard(trained)
-    optimizer: Any = torch.optim.AdamW(parameter_groups(run.config, trained), fused=True)
+    # Under fp16 a fused optimiser skips steps by itself, and nobody hears of it.
+    optimizer: Any = torch.optim.AdamW(parameter_groups(run.config, trained), fused=accelerator.scaler is None)
     wrapped: nn.Module = trained
     if kind == "deepspeed":  # what Accelerate would take from a loader
         accelerator.state.deepspeed_plugin.deepspeed_config |= {

@@ -19,8 +19,8 @@ from clip_more.training.randomness import RandomState, frozen_batch_statistics, 
 class LongTailTask(nn.Module):
     """`L = L_base(full) + alpha * L_MORE(full, general)` (MORE, arXiv 2510.08177).
 
-    Both passes happen inside this one forward, so that DDP, FSDP and torch.compile see a single module. For a CLIP they
-    share what lies below the tail, and the text tower is run once a step.
+    Both passes happen inside this one forward, so that DDP and FSDP see a single module. For a CLIP they share what
+    lies below the tail, and the text tower learns once a step.
 
     Args:
         classifier: pixel_values (N, 3, H, W) -> logits (N, C); with a tail when `discrepancy` is given.
@@ -52,6 +52,7 @@ class LongTailTask(nn.Module):
         self.texts = texts or ClassTexts()
         self.class_sample = class_sample
         self.fraction = fraction
+        self._inclusion: Tensor | None = None
         self._drawn: tuple[Tensor, Tensor] | None = None
 
     def forward(
@@ -121,15 +122,23 @@ class LongTailTask(nn.Module):
         return Share(rows, *(self._classes(classifier, last) or (None, None)))
 
     def _classes(self, classifier: Classifier, last: bool) -> tuple[Tensor, Tensor] | None:
+        """Classes of L_MORE and their weights, the same for all micro-batches of a step; None for all classes."""
         assert self.discrepancy is not None
         weights = self.discrepancy.class_weights()
         needless = classifier.head.frozen_features is not None or classifier.clip.text.first(TailLayer) is None
         if weights is None or needless or self.texts.refresh > 1:
             return None
-        size = max(1, round(self.fraction * len(weights)))
-        drawn = self._drawn or draw_classes(inclusion_probabilities(weights.cpu(), size), weights.device)
+        if self._inclusion is None:
+            self._inclusion = inclusion_probabilities(weights.cpu(), max(1, round(self.fraction * len(weights))))
+        drawn = self._drawn or draw_classes(self._inclusion, weights.device)
         self._drawn = None if last else drawn
         return drawn
+
+    def train(self, mode: bool = True) -> LongTailTask:
+        """As in torch; a step that was begun and never ended is forgotten."""
+        self._drawn = None
+        self.texts.forget()
+        return super().train(mode)
 
     def _general_needs_gradient(self) -> bool:
         stopped = self.discrepancy is not None and self.discrepancy.gradient == "stop_general"

@@ -172,3 +172,28 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(linear, frozen):
             torch.testing.assert_close(parameter.grad, expected[name], msg=name)
         else:
             assert parameter.grad is None, name
+
+
+def test_a_base_in_half_precision_takes_a_tail_in_full_precision():
+    torch.manual_seed(0)
+    model = add_tail(nn.Sequential(nn.Linear(6, 4)), MoreConfig(rho=0.5, target_modules="all"))
+    randomise_tail(model)
+    layer = model[0]
+    exact = layer.full_weight().detach()
+    layer.base_layer.bfloat16()
+    x = torch.randn(5, 6, dtype=torch.bfloat16)
+    y = model(x)
+    y.float().square().sum().backward()
+    torch.testing.assert_close(y.float(), x.float() @ exact.T + layer.base_layer.bias.float(), rtol=0.02, atol=0.02)
+    assert all(p.grad.dtype == p.dtype for p in model.parameters())
+
+
+def test_a_single_vector_goes_through(linear):
+    randomise_tail(linear)
+    x = torch.randn(6, dtype=torch.float64)
+    linear(x).sum().backward()
+    single = [p.grad.clone() for p in linear.parameters()]
+    linear.zero_grad()
+    linear(x[None]).sum().backward()
+    for one, p in zip(single, linear.parameters(), strict=True):
+        torch.testing.assert_close(one, p.grad)

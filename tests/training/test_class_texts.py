@@ -62,6 +62,40 @@ def test_chunks_give_the_gradients_of_one_piece(recipe, alpha):
     assert_same(found[2], found[0])
 
 
+@pytest.mark.parametrize("recipe", [{}, {"tail_towers": "vision"}], ids=str)
+def test_every_micro_batch_reads_prompts_in_chunks_and_a_tower_without_a_tail_once(recipe):
+    task, _ = tiny_task(text_chunk=1, **recipe)
+    calls = count_calls(task)
+    for last in (False, True):
+        calls.clear()
+        task(photos(4), alpha=ALPHA, last=last)
+        assert [count for block, count in calls if block == "text 0"] == [1] * (3 if recipe else 6)
+
+
+def test_a_step_that_was_abandoned_leaves_nothing_behind():
+    task, _ = tiny_task(discrepancy_fraction=0.4)
+    task(photos(4), alpha=ALPHA, last=False)
+    assert task.texts._collecting
+    assert task._drawn
+    task.train()
+    assert not task.texts._collecting
+    assert not task._drawn
+
+
+@pytest.mark.parametrize("recipe", [{"text_chunk": 2}, {"text_refresh": 2}, {"discrepancy_fraction": 0.4}], ids=str)
+def test_accumulation_takes_the_same_features_for_all_micro_batches(recipe):
+    """With one share for the whole step, the gradients of once a step and of once a micro-batch agree."""
+    found = []
+    for once in (True, False):
+        task, batch = in_float64(recipe)
+        share = (
+            Share(None, torch.tensor([0, 2]), torch.tensor([1.5, 2.0])) if "discrepancy_fraction" in recipe else Share()
+        )
+        task._share = lambda *_, share=share: share
+        found.append(accumulated(task, micro_batches(batch, 2), once))
+    assert_same(*found)
+
+
 def test_chunks_keep_no_activations_of_the_text_tower():
     def kept(chunk):
         task, _ = tiny_task(text_chunk=chunk, tail_towers="vision")
@@ -144,6 +178,7 @@ def test_a_run_with_it_goes_on_bit_for_bit(settings, extra, monkeypatch):
     [
         ({"text_refresh": 2, "text_tower": "freeze", "tail_towers": "vision"}, "text_refresh is about a text tower"),
         ({"text_classes": 2, "text_refresh": 2}, "leave text_refresh at 1"),
+        ({"text_classes": 2, "accumulation": 2}, "set accumulation: 1"),
         ({"text_classes": 2, "loss_reduction": "mean"}, "loss_reduction: sum"),
         ({"text_classes": 2, "discrepancy_scale_free": True}, "need all classes"),
         ({"text_chunk": 2, "distribution": "fsdp2"}, "gradient_checkpointing"),

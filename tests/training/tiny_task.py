@@ -46,9 +46,9 @@ def photos(count):
 def gradients(task, parts, accelerator=None):
     """Full gradients by name of one step over the micro-batches `parts`, as the training loop takes them."""
     task.zero_grad()
-    for part in parts:
+    for number, part in enumerate(parts, 1):
         with accelerator.accumulate(task) if accelerator is not None else nullcontext():
-            loss = task(part, alpha=ALPHA)["loss"]
+            loss = task(part, alpha=ALPHA, last=number == len(parts))["loss"]
             (loss / len(parts)).backward() if accelerator is None else accelerator.backward(loss)
     return gathered({n.removeprefix("module."): p.grad for n, p in task.named_parameters() if p.grad is not None})
 
