@@ -35,5 +35,5 @@ format: setup  ## let ruff rewrite the layout of the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## step time, memory, photo loading and metrics against plain fine-tuning, stock PEFT and stock processors
+bench: setup  ## step, memory, text, scale, loader, metrics and inference against plain fine-tuning, stock PEFT and transformers
 	$(BIN)/python eval/benchmark.py --quick

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,24 +63,30 @@ def predict(options: argparse.Namespace) -> None:
         views=config.views,
         precision=config.mixed_precision,
     )
-    on_main(accelerator, parts.claim)
-    with shared_failure(accelerator):
-        if not parts.finished():
-            absent = parts.absent()
-            accelerator.wait_for_everyone()  # or a slow process would find parts that a fast one has just written
-            predict_parts(
-                parts,
-                absent,
-                module.to(accelerator.device),
-                description,
-                dataset,
-                accelerator,
-                workers=config.workers,
-                broken=options.broken,
-                worker_timeout=config.worker_timeout,
-            )
-            accelerator.wait_for_everyone()
-            on_main(accelerator, parts.join)
+
+    def claim() -> None:
+        lock.enter_context(parts.alone())
+        parts.claim()
+
+    with ExitStack() as lock:
+        on_main(accelerator, claim)
+        with shared_failure(accelerator):
+            if not parts.finished():
+                absent = parts.absent()
+                accelerator.wait_for_everyone()  # or a slow process would find parts that a fast one has just written
+                predict_parts(
+                    parts,
+                    absent,
+                    module.to(accelerator.device),
+                    description,
+                    dataset,
+                    accelerator,
+                    workers=config.workers,
+                    broken=options.broken,
+                    worker_timeout=config.worker_timeout,
+                )
+                accelerator.wait_for_everyone()
+                on_main(accelerator, parts.join)
     if options.top:
         accelerator.print(first_look(options.out, description.class_names, options.top))
     accelerator.print(parts.summary())

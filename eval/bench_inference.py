@@ -33,6 +33,7 @@ from clip_more.models.heads import PromptHead
 from clip_more.models.image_classifier import ImageClassifier, describe, fold
 from clip_more.models.processor import clip_image_processor
 from clip_more.models.tokenizer import clip_tokenizer
+from clip_more.models.towers import VisionTower
 
 BATCH, SIZE, CONTEXT = 16, 224, 77
 LEAST_ROUNDS = 7
@@ -158,6 +159,7 @@ def photo_contenders(
     clip = Clip(copy.deepcopy(plain), clip_tokenizer(CONTEXT), clip_image_processor(SIZE), "random weights")
     head = PromptHead(clip, [[TEMPLATE.format(name)] for name in COCO_CLASSES], float(plain.logit_scale.detach().exp()))
     module = fold(Classifier(clip, head)).to(device)
+    tower = VisionTower(module.visual)  # as the classifier runs it: stock code computes all tokens in the last block
     photos = Photos(make_dataset(paths, [()] * len(paths), ["photo"]), describe(clip, COCO_CLASSES).transform())
     ready = torch.stack([photos[row]["pixel_values"] for row in range(len(photos))]).to(device).split(BATCH)
     pipe = pipeline(
@@ -179,7 +181,7 @@ def photo_contenders(
     def forward() -> None:
         with torch.inference_mode(), autocast(device, dtype):
             for pixel_values in ready:
-                module.visual(pixel_values=pixel_values)
+                tower(pixel_values)
 
     contenders: dict[str, Callable[[], Any]] = {
         "ours": ours,

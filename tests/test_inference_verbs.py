@@ -102,6 +102,14 @@ def test_naming_a_finished_file_again_changes_nothing(merged, photos, tmp_path, 
     assert "is of other predictions: photos was 4 and is 2 now" in capsys.readouterr().err
 
 
+def test_another_folder_with_the_same_names_is_refused(merged, photos, tmp_path, capsys):
+    out, other = tmp_path / "p.parquet", shutil.copytree(photos, tmp_path / "other")
+    predicted(merged, photos, out=out)
+    assert main(["predict", str(merged), str(other), "--out", str(out)]) == 1
+    assert f'photos_below was "{photos}" and is "{other}" now' in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

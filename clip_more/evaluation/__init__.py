@@ -6,10 +6,11 @@ from clip_more.evaluation.chance import chance_map
 from clip_more.evaluation.compare import Comparison, compare
 from clip_more.evaluation.groups import format_table, markdown_table, split_map
 from clip_more.evaluation.multi_label import f1_at_k, micro_average_precision, precision_recall_f1
-from clip_more.evaluation.plots import plot_ap_by_frequency, plot_training
+from clip_more.evaluation.plots import plot_ap_by_frequency
 from clip_more.evaluation.protocol import Protocol
 from clip_more.evaluation.published import published_table
 from clip_more.evaluation.results import Results, identify
+from clip_more.evaluation.run_plots import plot_training
 from clip_more.evaluation.scores import load_scores, save_scores
 from clip_more.evaluation.single_label import top1_by_group
 from clip_more.evaluation.thresholds import fit_thresholds

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ import pyarrow.parquet as pq
 from clip_more.data.paths import Skipped, write_skipped
 from clip_more.evaluation.thresholds import sigmoid
 from clip_more.files import written_aside
+from clip_more.lock import held
 
 # Key of a file's Parquet metadata that holds the plan.
 METADATA = b"clip_more"
 _OWN = ("image_id", "labels")
 _CAUSE = "cause"
+# Names that `written_aside` gives in the folder of parts.
+_HALF_WRITTEN = re.compile(r"\.(plan\.\d+\.json|part-\d{6,}\.\d+\.parquet)")
 
 
 @dataclass(frozen=True)
@@ -58,30 +62,43 @@ class PredictionParts:
         """Whether the result is there."""
         return self.out.exists()
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Inside, no other call can write this result; for one process of a call.
+
+        Raises:
+            ConfigError: Another process writes it now.
+        """
+        return held(
+            self.out.with_name(f".{self.out.name}.lock"),
+            lambda who: f"{self.out} is being written by {who}; wait for it, or name another --out",
+        )
+
     def claim(self) -> None:
-        """Make the folder, or recognise it, or the finished result, as this plan's own; on one process.
+        """Make the folder, or recognise it, or the finished result, as this plan's own; inside `alone`.
 
         Raises:
             ValueError: What is there is of another plan; the difference is told.
         """
+        path = self.folder / "plan.json"
         if self.finished():
             self._check_result()
-            if (self.folder / "plan.json").is_file():  # a kill came between the last two lines of `join`
-                shutil.rmtree(self.folder)
+            if path.is_file():  # a kill came between the last two steps of `join`
+                self._remove_parts()
+            self._clear_leftovers()
             return
-        path = self.folder / "plan.json"
         if path.is_file():
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise ValueError(f"{path} is not JSON ({error}); delete {self.folder} to start anew") from error
             self._compare(found, self.folder)
-        elif self.folder.exists() and any(self.folder.iterdir()):
-            raise ValueError(f"{self.folder} is not empty and holds no parts of ours; name another --out")
-        leftover = re.compile(rf"\.{re.escape(self.out.stem)}\.\d+{re.escape(self.out.suffix)}")
-        for stale in [*self.folder.glob(".*"), *self.out.parent.glob(".*")]:
-            if stale.parent == self.folder or leftover.fullmatch(stale.name):  # half-written when a call was killed
-                stale.unlink()
+        elif self.folder.exists():
+            foreign = sorted(entry.name for entry in self.folder.iterdir() if not _HALF_WRITTEN.fullmatch(entry.name))
+            if foreign:
+                raise ValueError(
+                    f"{self.folder} is not empty and holds no parts of ours ({foreign[0]}); name another --out"
+                )
+        self._clear_leftovers()
         with written_aside(path) as aside:
             aside.write_text(json.dumps(self.plan, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -110,7 +127,7 @@ class PredictionParts:
                 write_skipped(skipped, self.skipped)
             else:
                 self.skipped.unlink(missing_ok=True)
-        shutil.rmtree(self.folder)
+        self._remove_parts()
 
     def summary(self) -> str:
         """What came of it, once it is finished."""
@@ -118,6 +135,23 @@ class PredictionParts:
         skipped = self.plan["photos"] - photos
         told = f"; {skipped:,} could not be read: {self.skipped}" if skipped else ""
         return f"{photos:,} photos: {self.out}{told}"
+
+    def _remove_parts(self) -> None:
+        """Take the folder away; under another name first, since half a folder of parts would be nobody's."""
+        old = self.out.with_name(f".{self.folder.name}.old-{os.getpid()}")
+        self.folder.rename(old)
+        shutil.rmtree(old)
+
+    def _clear_leftovers(self) -> None:
+        """Remove what killed calls left half-written or half-removed, by the names that only this class gives."""
+        result, skipped = (
+            rf"\.{re.escape(path.stem)}\.\d+{re.escape(path.suffix)}" for path in (self.out, self.skipped)
+        )
+        beside = re.compile(rf"{result}|{skipped}|\.{re.escape(self.folder.name)}\.old-\d+")
+        for folder, names in ((self.folder, _HALF_WRITTEN), (self.out.parent, beside)):
+            for stale in folder.glob(".*"):
+                if names.fullmatch(stale.name):
+                    shutil.rmtree(stale) if stale.is_dir() and not stale.is_symlink() else stale.unlink()
 
     def _tables(self, skipped: list[Skipped]) -> Iterator[pa.Table]:
         for part in self.parts:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -57,7 +59,7 @@ def prediction_parts(
     plan: dict[str, Any] = {
         "checkpoint": checkpoint,
         "photos": len(dataset),
-        "photos_digest": _digest(dataset),
+        **_identity(dataset),
         "views": views,
         "batch_size": batch_size,
         "mixed_precision": precision,
@@ -163,10 +165,33 @@ class _Unlabelled(Photos):
             return {"pixel_values": self._blank, "cause": error.cause or str(error)}
 
 
-def _digest(dataset: datasets.Dataset) -> str:
-    """Of which photos there are, by name, in which order."""
-    words = hashlib.blake2b(digest_size=16)
-    ids = dataset.with_format(None).select_columns("image_id")
+def _identity(dataset: datasets.Dataset) -> dict[str, Any]:
+    """Which photos there are, in which order.
+
+    Returns:
+        `photos_below`, the folder that all photo files are below, None where there are none or no such folder; and
+        `photos_digest`, of names and files.
+    """
+    words, folders = hashlib.blake2b(digest_size=16), {}
+    ids, paths = dataset.with_format(None).select_columns("image_id"), _files(dataset)
     for start in range(0, len(ids), 10_000):
-        words.update(("\0".join(ids[start : start + 10_000]["image_id"]) + "\0").encode())
-    return words.hexdigest()
+        lines = ids[start : start + 10_000]["image_id"]
+        for path in paths[start : start + 10_000].to_pylist():
+            folder, name = os.path.split(path or "")
+            if path is not None and folder not in folders:  # links are followed once a folder, not once a photo
+                folders[folder] = os.path.realpath(folder)
+            lines.append("" if path is None else os.path.join(folders[folder], name))
+        words.update(("\0".join(lines) + "\0").encode("utf-8", "surrogateescape"))
+    try:
+        below = os.fsencode(os.path.commonpath(list(folders.values()))).decode("utf-8", "replace")
+    except ValueError:  # no file, or several drives
+        below = None
+    return {"photos_below": below, "photos_digest": words.hexdigest()}
+
+
+def _files(dataset: datasets.Dataset) -> pa.ChunkedArray:
+    """The path of each photo; null where the data set holds the photo itself."""
+    image = dataset.data.column("image")
+    by_name = dict(zip((field.name for field in image.type), image.flatten(), strict=True))
+    paths = pc.if_else(by_name["bytes"].is_valid(), pa.scalar(None, by_name["path"].type), by_name["path"])
+    return paths if dataset._indices is None else paths.take(dataset._indices.column(0))

@@ -3,12 +3,13 @@
 config.json, model.safetensors   transformers' `CLIPVisionModelWithProjection`
 preprocessor_config.json         its image processor
 classifier.safetensors           `weight` (C, D) and `bias` (C,)
-classifier.json                  class names, thresholds, geometry, digests of the weights; written last
+classifier.json                  class names, thresholds, geometry, digests of the files that are read; written last
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 FILE = "classifier.json"
 MATRIX = "classifier.safetensors"
 TOWER = "model.safetensors"
+CONFIG = "config.json"
 FORMAT = 1
+_READ = (CONFIG, TOWER, MATRIX)
+_WRITTEN = {FILE, *_READ, "preprocessor_config.json"}
 
 
 def save_image_classifier(folder: str | os.PathLike[str], module: ImageClassifier, description: Description) -> Path:
@@ -52,8 +56,8 @@ def save_image_classifier(folder: str | os.PathLike[str], module: ImageClassifie
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / FILE).is_file()):
-        raise ValueError(f"{folder} holds something that is no image classifier; choose another folder")
+    if (foreign := _foreign(folder)) is not None:
+        raise ValueError(f"{folder} holds something that is no image classifier: {foreign}; choose another folder")
     _check(module, description, str(folder))
     processor = clip_image_processor(
         description.image_size,
@@ -73,7 +77,7 @@ def save_image_classifier(folder: str | os.PathLike[str], module: ImageClassifie
         content = {
             "format": FORMAT,
             **asdict(replace(description, versions=versions())),
-            "sha256": {name: identify(aside / name)["sha256"] for name in (TOWER, MATRIX)},
+            "sha256": {name: identify(aside / name)["sha256"] for name in _READ},
         }
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         (aside / FILE).write_text(text + "\n", encoding="utf-8")
@@ -92,10 +96,10 @@ def load_image_classifier(folder: str | os.PathLike[str]) -> tuple[ImageClassifi
 
     folder = Path(folder)
     content = _content(folder)
-    for name in ("config.json", TOWER, MATRIX):
+    for name in _READ:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is incomplete: it has no {name}; export it again")
-    for name in (TOWER, MATRIX):
+    for name in _READ:
         if content["sha256"].get(name) != identify(folder / name)["sha256"]:
             raise ValueError(f"{folder / name} is damaged, or of another export (its SHA-256 differs); export it again")
     try:
@@ -126,7 +130,7 @@ def open_checkpoint(checkpoint: str | os.PathLike[str]) -> tuple[ImageClassifier
         raise FileNotFoundError(f"there is no folder {folder}")
     if (folder / FILE).is_file():
         module, description = load_image_classifier(folder)
-        return module, description, _digests(folder, (FILE, TOWER, MATRIX))
+        return module, description, _digests(folder, (FILE, *_READ))
     if (folder / "config.yaml").is_file():
         folder = folder / "merged"
         if not (folder / MULTILABEL_FILE).is_file():
@@ -140,7 +144,23 @@ def open_checkpoint(checkpoint: str | os.PathLike[str]) -> tuple[ImageClassifier
     weights = identify(folder)["sha256"]
     made_from = f"{folder.name} of {folder.resolve().parent.name}, model.safetensors {weights or 'in another form'}"
     description = replace(describe(classifier.clip, names, thresholds, made_from), versions=versions())
-    return fold(classifier), description, _digests(folder, (MULTILABEL_FILE, TOWER, "open_clip_model.safetensors"))
+    of_open_clip = ("open_clip_config.json", "open_clip_model.safetensors")
+    return fold(classifier), description, _digests(folder, (MULTILABEL_FILE, CONFIG, TOWER, *of_open_clip))
+
+
+def _foreign(folder: Path) -> str | None:
+    """What in a folder is no part of an image classifier, and would be lost with it; None where nothing is."""
+    if not folder.is_dir():
+        return f"{folder.name}, a file" if folder.exists() else None
+    for entry in sorted(folder.iterdir()):
+        if entry.name not in _WRITTEN or not entry.is_file():
+            return entry.name
+    try:
+        if any(folder.iterdir()):
+            _description(_content(folder), folder / FILE)
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _digests(folder: Path, names: tuple[str, ...]) -> dict[str, str | None]:
@@ -166,27 +186,46 @@ def _description(content: Mapping[str, Any], path: Path) -> Description:
     absent = [field.name for field in fields(Description) if field.name not in content]
     if absent:
         raise ValueError(f"{path} lacks {absent[0]}; export it again")
+    for key, kind, what in (("versions", dict, "object"), ("made_from", str, "text"), ("image_size", int, "number")):
+        if type(content[key]) is not kind:
+            raise ValueError(f"{path}: {key} is no {what}; export it again")
     for key in ("class_names", "thresholds", "image_mean", "image_std"):
-        value, kind = content[key], str if key == "class_names" else (int, float)
+        value, names = content[key], key == "class_names"
         if key == "thresholds" and value is None:
             continue
-        if not isinstance(value, list) or not all(isinstance(part, kind) for part in value):
-            raise ValueError(f"{path}: {key} is no list of {'texts' if kind is str else 'numbers'}; export it again")
+        if not isinstance(value, list) or not all(isinstance(part, str) if names else _finite(part) for part in value):
+            what = "texts" if names else "finite numbers"
+            raise ValueError(f"{path}: {key} is no list of {what}; export it again")
     return Description(**{field.name: content[field.name] for field in fields(Description)})
 
 
-def _tower(folder: Path) -> CLIPVisionModelWithProjection:
-    from transformers import CLIPVisionModelWithProjection
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
+
+def _tower(folder: Path) -> CLIPVisionModelWithProjection:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("model_type") != "clip_vision_model":
+            raise ValueError("its model_type is not clip_vision_model")
+        if "quantization_config" in content:
+            raise ValueError("it has a quantization_config, and the weights here are plain numbers")
+        config = CLIPVisionConfig.from_pretrained(folder)
+    except Exception as error:  # transformers and its checks of types raise many kinds
+        raise ValueError(f"{path} describes no CLIP vision tower: {error}; export it again") from error
     try:
         loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
+            folder, config=config, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{folder} holds no CLIP vision tower that can be read: {error}") from error
+    except Exception as error:
+        raise ValueError(f"{path} and {TOWER} make no CLIP vision tower: {error}; export it again") from error
     model, report = loaded
-    if report["missing_keys"]:
-        raise ValueError(f"{folder / TOWER} lacks {min(report['missing_keys'])}, which would stay random")
+    for kind, words in (("missing", "lacks"), ("unexpected", "has more than"), ("mismatched", "has another shape of")):
+        if keys := report[f"{kind}_keys"]:
+            raise ValueError(f"{folder / TOWER} {words} what {CONFIG} describes: {min(keys)}; export it again")
     return model
 
 
@@ -195,6 +234,9 @@ def _check(module: ImageClassifier, description: Description, where: str) -> Non
     names, size = description.class_names, int(module.visual.config.image_size)
     if len(names) != len(module.bias):
         raise ValueError(f"{where}: {len(names)} class_names but {len(module.bias)} rows of weights")
+    if len(set(names)) < len(names):
+        twice = next(name for row, name in enumerate(names) if name in names[:row])
+        raise ValueError(f"{where}: class_names has {twice!r} more than once")
     if description.thresholds is not None and len(description.thresholds) != len(names):
         raise ValueError(f"{where}: {len(names)} class_names but {len(description.thresholds)} thresholds")
     if description.image_size != size:
@@ -205,3 +247,5 @@ def _check(module: ImageClassifier, description: Description, where: str) -> Non
     for key in ("image_mean", "image_std"):
         if len(getattr(description, key)) != 3:
             raise ValueError(f"{where}: {key} has {len(getattr(description, key))} values, one of each channel is 3")
+    if min(description.image_std) <= 0:
+        raise ValueError(f"{where}: image_std is {description.image_std}; each must be above 0")

@@ -11,10 +11,11 @@ from clip_more.adapters import tail
 from clip_more.adapters.layer import TailLayer
 from clip_more.evaluation.chance import chance_map
 from clip_more.evaluation.judge import results_of
-from clip_more.evaluation.plots import plot_ap_by_frequency, plot_training
+from clip_more.evaluation.plots import plot_ap_by_frequency
 from clip_more.evaluation.predict import Predictions
 from clip_more.evaluation.results import identify
 from clip_more.evaluation.run_events import read_events
+from clip_more.evaluation.run_plots import plot_training
 from clip_more.evaluation.scores import load_scores, save_scores
 from clip_more.evaluation.thresholds import fit_thresholds
 from clip_more.hub import export_run

@@ -15,6 +15,9 @@ from clip_more.training.class_texts import ClassTexts, TextRequest
 from clip_more.training.passes import tower_passes
 from clip_more.training.randomness import RandomState, frozen_batch_statistics, general_pass
 
+# Drawn at least in the economical mode: few prompts cost little, and one class of ten is a noisy estimate of their sum.
+LEAST_CLASSES = 32
+
 
 class LongTailTask(nn.Module):
     """`L = L_base(full) + alpha * L_MORE(full, general)` (MORE, arXiv 2510.08177).
@@ -28,7 +31,8 @@ class LongTailTask(nn.Module):
         discrepancy: (full, general, targets, known) -> scalar; without it there is one pass and no L_MORE.
         tail_only: L_MORE sends its gradient to A and B alone, at the price of a third pass: theta_g is detached inside.
         fraction: Below 1 the economical mode, for a CLIP: L_MORE is taken on this share of the photos and, where the
-            text tower has a tail, of the classes, drawn anew in each step and weighted so that it stays unbiased.
+            text tower has a tail, of the classes (but at least `LEAST_CLASSES`), drawn anew in each step and weighted
+            so that it stays unbiased.
         texts: How the text tower is run.
         class_sample: Classes a step where there are thousands: all that are positive in the batch, and a random sample
             of the others, weighted so that sums over classes stay unbiased. All classes without it.
@@ -128,8 +132,11 @@ class LongTailTask(nn.Module):
         needless = classifier.head.frozen_features is not None or classifier.clip.text.first(TailLayer) is None
         if weights is None or needless or self.texts.refresh > 1:
             return None
+        size = max(LEAST_CLASSES, round(self.fraction * len(weights)))
+        if size >= len(weights):
+            return None
         if self._inclusion is None:
-            self._inclusion = inclusion_probabilities(weights.cpu(), max(1, round(self.fraction * len(weights))))
+            self._inclusion = inclusion_probabilities(weights.cpu(), size)
         drawn = self._drawn or draw_classes(self._inclusion, weights.device)
         self._drawn = None if last else drawn
         return drawn

@@ -1,5 +1,8 @@
 import json
+import subprocess
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +12,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from clip_more.config import ConfigError
 from clip_more.data.form import make_dataset
 from clip_more.data.opening import PhotoError
+from clip_more.evaluation import prediction_parts as prediction_parts_file
 from clip_more.evaluation import predictions
 from clip_more.evaluation.predict import predict_logits
 from clip_more.evaluation.predictions import predict_parts, prediction_parts
@@ -60,12 +65,13 @@ def write(classifier, tmp_path):
     def run(dataset, name="p.parquet", accelerators=None, broken="refuse", workers=0, **changes):
         settings = {"checkpoint": {"sha256": "abc"}, "batch_size": 2} | changes
         parts = prediction_parts(tmp_path / name, description, dataset, **settings)
-        parts.claim()
-        if not parts.finished():
-            absent = parts.absent()
-            for accelerator in accelerators or [Accelerator()]:
-                predict_parts(parts, absent, module, description, dataset, accelerator, workers=workers, broken=broken)
-            parts.join()
+        with parts.alone():
+            parts.claim()
+            if not parts.finished():
+                absent, given = parts.absent(), {"workers": workers, "broken": broken}
+                for accelerator in accelerators or [Accelerator()]:
+                    predict_parts(parts, absent, module, description, dataset, accelerator, **given)
+                parts.join()
         return parts
 
     return run
@@ -175,6 +181,85 @@ def test_another_list_of_photos_is_refused(dataset, write):
         write(dataset.select(range(22)))
     with pytest.raises(ValueError, match="photos_digest was"):
         write(dataset.select([1, 0, *range(2, 23)]))
+
+
+def test_photos_of_the_same_names_elsewhere_are_refused(dataset, write, tmp_path, monkeypatch):
+    def named(folder, other="1.png"):
+        return make_dataset([folder / "0.png", folder / other], [[]] * 2, ["photo"], image_ids=["a", "b"])
+
+    days = [tmp_path / "day1", tmp_path / "day2"]
+    for day in days:
+        day.mkdir()
+        for name, colour in (("0.png", "red"), ("1.png", "blue"), ("2.png", "green")):
+            PIL.Image.new("RGB", (8, 8), colour).save(day / name)
+    write(named(days[0]))
+    with pytest.raises(ValueError, match=rf'photos_below was "{days[0]}" and is "{days[1]}" now'):
+        write(named(days[1]))
+    with pytest.raises(ValueError, match="photos_digest was"):
+        write(named(days[0], "2.png"))
+    (tmp_path / "link").symlink_to(days[0])
+    write(named(tmp_path / "link"))
+    monkeypatch.chdir(days[0])
+    write(named(Path()))
+    selected = make_dataset([days[0] / f"{row}.png" for row in range(3)], [[]] * 3, ["photo"], image_ids=list("zab"))
+    with pytest.raises(ValueError, match="photos_digest was"):
+        write(selected.select([1, 2]))
+
+
+def test_photos_that_lie_in_the_data_set_have_no_folder(write):
+    held = make_dataset([PIL.Image.new("RGB", (8, 8), name) for name in ("red", "blue")], [[]] * 2, ["photo"])
+    assert write(held).plan["photos_below"] is None
+
+
+HOLD = """
+import sys
+from clip_more.evaluation.prediction_parts import PredictionParts
+with PredictionParts(sys.argv[1], {}, []).alone():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_result_that_is_being_written_cannot_be_taken(dataset, write, tmp_path):
+    out = tmp_path / "p.parquet"
+    half = tmp_path / "p.parquet.parts" / ".part-000000.123.parquet"
+    half.parent.mkdir()
+    half.touch()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=rf"p\.parquet is being written by process {holder.pid} on "):
+            write(dataset)
+        assert half.is_file()
+        holder.kill()  # the lock goes with the process, whatever ended it
+    write(dataset)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.parquet"]
+
+
+def test_a_kill_while_the_parts_are_taken_away_leaves_nothing_foreign(dataset, write, tmp_path, monkeypatch):
+    def half_removed(folder):
+        (folder / "plan.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prediction_parts_file.shutil, "rmtree", half_removed)
+    with pytest.raises(KeyboardInterrupt):
+        write(dataset)
+    monkeypatch.undo()
+    before = (tmp_path / "p.parquet").read_bytes()
+    write(dataset)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.parquet"]
+    assert (tmp_path / "p.parquet").read_bytes() == before
+
+
+def test_hidden_files_of_others_stay(dataset, write, tmp_path, monkeypatch):
+    monkeypatch.setattr(predictions.PredictionParts, "join", lambda parts: None)
+    folder = write(dataset).folder
+    theirs = [folder / ".mine", folder / ".part-000000.parquet", tmp_path / ".q.123.parquet", tmp_path / ".p.parquet"]
+    for path in [*theirs, folder / ".plan.123.json", folder / ".part-000000.123.parquet"]:
+        path.touch()
+    write(dataset)
+    assert sorted([*folder.glob(".*"), *tmp_path.glob(".*")]) == sorted(theirs)
 
 
 def test_foreign_files_are_left_alone(dataset, write, tmp_path):

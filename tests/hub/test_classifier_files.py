@@ -6,6 +6,7 @@ import PIL.Image
 import pytest
 import torch
 
+from clip_more.evaluation.results import identify
 from clip_more.hub.classifier_files import load_image_classifier, open_checkpoint, save_image_classifier
 from clip_more.hub.export import export_model
 from clip_more.models import class_prompts, load_clip
@@ -77,7 +78,7 @@ def test_an_absent_file_is_named(copied, name):
         load_image_classifier(copied)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "classifier.safetensors"])
+@pytest.mark.parametrize("name", ["model.safetensors", "classifier.safetensors", "config.json"])
 def test_a_byte_that_changed_is_noticed(copied, name):
     content = bytearray((copied / name).read_bytes())
     content[-1] ^= 1
@@ -94,7 +95,13 @@ def test_a_byte_that_changed_is_noticed(copied, name):
         ({"class_names": ["cat"]}, "1 class_names but 3 rows"),
         ({"class_names": "cat"}, "class_names is no list of texts"),
         ({"thresholds": [0.5]}, "3 class_names but 1 thresholds"),
-        ({"thresholds": ["high"] * 3}, "thresholds is no list of numbers"),
+        ({"thresholds": ["high"] * 3}, "thresholds is no list of finite numbers"),
+        ({"thresholds": [0.5, float("nan"), 0.5]}, "thresholds is no list of finite numbers"),
+        ({"thresholds": [0.5, True, 0.5]}, "thresholds is no list of finite numbers"),
+        ({"class_names": ["cat", "dog", "cat"]}, "class_names has 'cat' more than once"),
+        ({"image_std": [0.5, 0, 0.5]}, "image_std is .*; each must be above 0"),
+        ({"versions": ["torch"]}, "versions is no object"),
+        ({"image_size": "32"}, "image_size is no number"),
         ({"image_size": 224}, "image_size is 224, but the vision tower reads 32"),
         ({"geometry": "stretch"}, "geometry is 'stretch'"),
         ({"interpolation": "nearest"}, "interpolation is 'nearest'"),
@@ -106,6 +113,36 @@ def test_a_description_that_does_not_fit_is_refused(copied, changes, text):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ValueError, match=text):
         load_image_classifier(copied)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"num_hidden_layers": 1}, "model.safetensors has more than what config.json describes: vision_model"),
+        ({"num_hidden_layers": 9}, "model.safetensors lacks what config.json describes: vision_model"),
+        ({"intermediate_size": 8}, "config.json and model.safetensors make no CLIP vision tower"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "config.json describes .*: it has a quantization"),
+        ({"hidden_size": "wide"}, "config.json describes no CLIP vision tower"),
+        ({"hidden_act": "none"}, "config.json and model.safetensors make no CLIP vision tower"),
+        (["clip_vision_model"], "config.json describes .*: its model_type is not clip_vision_model"),
+        ("{", "config.json describes no CLIP vision tower"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_weights_is_refused_by_name(copied, changes, text):
+    config, about = copied / "config.json", copied / "classifier.json"
+    if isinstance(changes, dict):
+        changes = json.loads(config.read_text()) | changes
+    config.write_text(changes if isinstance(changes, str) else json.dumps(changes))
+    content = json.loads(about.read_text())
+    content["sha256"]["config.json"] = identify(config)["sha256"]
+    about.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=text):
+        load_image_classifier(copied)
+
+
+def test_digests_of_a_checkpoint_are_of_its_config_too(merged, saved):
+    for folder in (merged, saved):
+        assert open_checkpoint(folder)[2]["config.json"] == identify(folder / "config.json")["sha256"]
 
 
 def test_a_description_that_lacks_a_field_or_was_cut_is_refused(copied):
@@ -130,6 +167,30 @@ def test_a_folder_of_something_else_is_not_replaced_and_an_earlier_export_is(mer
     (copied / "model.safetensors").unlink()
     save_image_classifier(copied, module, description)
     load_image_classifier(copied)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("holiday.jpg", "mine", "holiday.jpg"),
+        ("notes/config.json", "mine", "notes"),
+        ("classifier.json", "{}", r"classifier\.json is not of format 1"),
+        ("classifier.json", '{"format": 1, "sha256": {}}', r"classifier\.json lacks class_names"),
+        ("classifier.json", None, r"has no classifier\.json"),
+    ],
+)
+def test_what_is_not_ours_is_not_replaced(merged, copied, name, content, text):
+    module, description, _ = open_checkpoint(merged)
+    path = copied / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.write_text(content)
+    before = sorted(copied.rglob("*"))
+    with pytest.raises(ValueError, match=rf"holds something that is no image classifier: .*{text}"):
+        save_image_classifier(copied, module, description)
+    assert sorted(copied.rglob("*")) == before
+    assert content is None or path.read_text() == content
 
 
 def test_a_run_is_its_merged_checkpoint(merged):

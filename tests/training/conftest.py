@@ -3,16 +3,27 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 from accelerate.state import AcceleratorState
 
+from clip_more.models import tokenizer
 from tests.training.killing import KILLED, finish
+from tests.training.one_tokenizer import shared_tokenizer
 from tests.training.twins import Twin, write_recipe
 
 COLOURS = {"red square": (220, 30, 30), "green square": (30, 200, 30), "blue square": (40, 40, 230)}
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_tokenizer():
+    """No test of this room changes a tokenizer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "clip_tokenizer", shared_tokenizer())
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -65,14 +76,19 @@ def squares(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def settings(squares, tmp_path):
+def recipe_of(squares: Path, output: Path) -> dict[str, Any]:
+    """Keys of a run of six steps, below `output`."""
     return {
         "dataset": "lists", "data_root": str(squares), "train_list": "train.txt", "test_list": "test.txt",
         "class_file": "classes.txt", "head_min": 12, "tail_max": 8, "model": "tiny", "tuning": "more", "method": "x",
         "dropout": 0.2, "lr": 1e-3, "lr_head": 1e-2, "batch_size": 8, "epochs": 2, "workers": 0, "log_every": 1,
-        "output_dir": str(tmp_path / "runs"),
+        "output_dir": str(output),
     }  # fmt: skip
+
+
+@pytest.fixture
+def settings(squares, tmp_path):
+    return recipe_of(squares, tmp_path / "runs")
 
 
 @pytest.fixture

@@ -25,12 +25,34 @@ def test_losses_of_a_step_are_means_over_its_micro_batches():
     assert not stop
 
 
+def test_means_are_taken_in_full_precision():
+    halves = [losses(value, value) for value in (1.0, 1.0078125)]
+    for one in halves:
+        one.update({name: one[name].bfloat16() for name in ("loss", "base")})
+    assert step_losses(ONE, halves, 0.5, False)[0]["loss"] == 1.00390625  # no number of bf16
+
+
+def test_the_wish_of_one_of_many_processes_stops_all():
+    def mean(values, reduction):
+        assert reduction == "mean"
+        return values / 4  # the others have zeros
+
+    many = SimpleNamespace(num_processes=4, reduce=mean)
+    values, stop = step_losses(many, [losses(4.0, 8.0, torch.tensor(2.0))], 0.5, True)
+    assert (values["loss"], values["base"], values["discrepancy"]) == (1.0, 2.0, 0.5)
+    assert stop
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["loss", "base", "gradient_norm"])
 def test_whatever_is_not_finite_is_named(name, value):
     values = {"loss": 1.0, "base": 1.0, "gradient_norm": 1.0} | {name: value}
     assert f"{name} {value:g}" in not_finite(values, scaled=False)
     assert (not_finite(values, scaled=True) is None) == (name == "gradient_norm")  # the scaler's business under fp16
+
+
+def test_a_loss_that_is_not_finite_counts_under_fp16_whatever_the_gradient_is():
+    assert not_finite({"loss": math.nan, "gradient_norm": math.inf}, scaled=True) == "loss nan, gradient_norm inf"
 
 
 def test_finite_values_are_no_reason_to_stop():
@@ -80,9 +102,9 @@ def not_finite_at(monkeypatch, *calls):
     """Make the loss of these forward passes in training NaN."""
     forward, seen = LongTailTask.forward, []
 
-    def broken(self, batch, alpha=0.0):
+    def broken(self, batch, alpha=0.0, **when):
         seen.append(1)
-        found = forward(self, batch, alpha)
+        found = forward(self, batch, alpha, **when)
         return {**found, "loss": found["loss"] * math.nan} if len(seen) in calls else found
 
     monkeypatch.setattr(LongTailTask, "forward", broken)
@@ -132,16 +154,22 @@ def test_signal_while_a_photo_is_opened_is_no_fault_of_the_photo(settings, monke
         loop.train(from_dict(settings, "test"))
 
 
-def test_signal_in_the_last_step_stops_before_the_report(settings, monkeypatch):
+def signal_in_step(monkeypatch, step, number):
+    """Send this process a signal in the forward pass of a step; the list returned grows with every pass."""
     forward, seen = LongTailTask.forward, []
 
-    def interrupted(self, batch, alpha=0.0):
+    def interrupted(self, batch, alpha=0.0, **when):
         seen.append(1)
-        if len(seen) == 6:
-            signal.raise_signal(signal.SIGUSR1)
-        return forward(self, batch, alpha)
+        if len(seen) == step:
+            signal.raise_signal(number)
+        return forward(self, batch, alpha, **when)
 
     monkeypatch.setattr(LongTailTask, "forward", interrupted)
+    return seen
+
+
+def test_signal_in_the_last_step_stops_before_the_report(settings, monkeypatch):
+    seen = signal_in_step(monkeypatch, 6, signal.SIGUSR1)
     with pytest.raises(Stopped, match="SIGUSR1: saved at step 6 of 6"):
         loop.train(from_dict(settings, "test"))
     assert (loop.train(from_dict(settings, "test")) / "report/results.json").exists()
@@ -149,9 +177,13 @@ def test_signal_in_the_last_step_stops_before_the_report(settings, monkeypatch):
 
 
 def test_a_scale_of_fp16_that_falls_below_one_stops_the_run():
-    skipped = SimpleNamespace(optimizer_step_was_skipped=True, scaler=SimpleNamespace(get_scale=lambda: 0.5))
+    def under(scale, skipped):
+        return SimpleNamespace(optimizer_step_was_skipped=skipped, scaler=SimpleNamespace(get_scale=lambda: scale))
+
     with pytest.raises(TrainingError, match="gradients are not finite at step 7, at any scale"):
-        require_scale(skipped, 7)
+        require_scale(under(0.5, skipped=True), 7)
+    require_scale(under(1.0, skipped=True), 7)
+    require_scale(under(0.5, skipped=False), 7)
     require_scale(SimpleNamespace(optimizer_step_was_skipped=False, scaler=None), 7)
 
 
@@ -159,15 +191,7 @@ def test_signal_saves_after_the_step_and_naming_the_run_again_goes_on(settings, 
     from safetensors.torch import load_file
 
     whole = loop.train(from_dict({**settings, "run": "whole"}, "test"))
-    forward, seen = LongTailTask.forward, []
-
-    def interrupted(self, batch, alpha=0.0):
-        seen.append(1)
-        if len(seen) == 2:
-            signal.raise_signal(signal.SIGTERM)
-        return forward(self, batch, alpha)
-
-    monkeypatch.setattr(LongTailTask, "forward", interrupted)
+    signal_in_step(monkeypatch, 2, signal.SIGTERM)
     with pytest.raises(Stopped, match="SIGTERM: saved at step 2 of 6"):
         loop.train(from_dict(settings, "test"))
     folder = loop.train(from_dict(settings, "test"))

@@ -163,6 +163,7 @@ def test_economical_gradient_has_the_exact_one_as_its_expectation(recipe, monkey
     exact, batch = in_float64(recipe, 2)
     expected = gradients(exact, [batch])
     task, _ = in_float64({**recipe, "discrepancy_fraction": 0.4})  # one photo of two, one class of three
+    monkeypatch.setattr("clip_more.training.task.LEAST_CLASSES", 1)
     samples_classes = task._classes(task.classifier, last=True) is not None
     assert samples_classes == (recipe.get("text_tower") != "freeze")
     weights = task.discrepancy.class_weights().double()
@@ -177,13 +178,20 @@ def test_economical_gradient_has_the_exact_one_as_its_expectation(recipe, monkey
     assert_same(mean, expected, tolerance=1e-7)  # the prior is in fp32
 
 
-def test_economical_pass_takes_its_share_of_photos_and_prompts():
+def test_economical_pass_takes_its_share_of_photos_and_prompts(monkeypatch):
+    monkeypatch.setattr("clip_more.training.task.LEAST_CLASSES", 1)
     task, _ = tiny_task(discrepancy_fraction=0.34)
     calls = count_calls(task)
     losses = task(photos(9), alpha=1.0)
     assert losses["logits"].shape == (9, 3)
     assert {count for block, count in calls if block == "vision 0"} == {9, 3}
     assert {count for block, count in calls if block == "text 0"} == {3, 1}
+
+
+def test_few_classes_are_all_taken():
+    task, _ = tiny_task(discrepancy_fraction=0.1)
+    assert task._share(task.classifier, 20, Share(), True).classes is None
+    assert len(task._share(task.classifier, 20, Share(), True).images) == 2
 
 
 def test_share_of_one_is_the_exact_loss():

@@ -1,6 +1,7 @@
 """A run that is named again: what goes on, what is refused, what is declared."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -18,13 +19,14 @@ from clip_more.training.checkpoint import list_checkpoints, read_document, write
 from clip_more.training.run_folder import clear_leftovers, has_trained
 from clip_more.training.run_lock import alone, locked
 from clip_more.training.signals import Stopped
+from tests.training.conftest import recipe_of
 
 
-@pytest.fixture
-def half(settings, monkeypatch):
-    """Settings of a run that was stopped after three of six steps."""
-    settings = {**settings, "checkpoint_every": 1}
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def stopped(squares, tmp_path_factory):
+    """The settings of a run that was stopped after three of six steps."""
+    settings = {**recipe_of(squares, tmp_path_factory.mktemp("stopped")), "checkpoint_every": 1}
+    with pytest.MonkeyPatch.context() as patch:
         step_losses, seen = loop.step_losses, []
 
         def stopping(*arguments):
@@ -36,6 +38,13 @@ def half(settings, monkeypatch):
         with pytest.raises(Stopped):
             loop.train(from_dict(settings, "test"))
     return settings
+
+
+@pytest.fixture
+def half(stopped, tmp_path):
+    """A copy of it: a run's folder may be moved."""
+    shutil.copytree(stopped["output_dir"], tmp_path / "runs")
+    return {**stopped, "output_dir": str(tmp_path / "runs")}
 
 
 def rewrite_progress(settings, **values):
@@ -64,13 +73,8 @@ def test_changed_recipe_that_is_accepted_is_written_into_log_and_result(half, ev
     assert loop.train(from_dict({**half, "lr": 0.002}, "test")) == folder  # it is that recipe's run now
 
 
-def test_recipe_that_fits_no_checkpoint_is_refused_though_changes_are_accepted(half):
-    with pytest.raises(ConfigError, match=r"does not fit this recipe's model"):
-        loop.train(from_dict({**half, "rho": 0.5, "changed_recipe": "accept"}, "test"))
-
-
-def test_what_no_checkpoint_fits_leaves_the_folder_with_its_recipe(half, events):
-    with pytest.raises(ConfigError, match="does not fit"):
+def test_what_no_checkpoint_fits_is_refused_though_accepted_and_leaves_the_folder_with_its_recipe(half, events):
+    with pytest.raises(ConfigError, match="does not fit this recipe's model"):
         loop.train(from_dict({**half, "rho": 0.5, "changed_recipe": "accept"}, "test"))
     folder = loop.train(from_dict(half, "test"))
     assert not events(folder, "recipe_changed")

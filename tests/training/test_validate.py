@@ -208,7 +208,7 @@ def test_judging_is_without_dropout_and_training_goes_on_with_it(optimised):
 
     def watch(task):
         parts = [m for name, m in task.named_modules() if name.endswith("self_attn") and "vision" in name]
-        task.classifier.register_forward_hook(lambda *_: modes.append({part.training for part in parts}))
+        parts[0].register_forward_hook(lambda *_: modes.append({part.training for part in parts}))
 
     optimised(watch, **HELD_OUT, max_steps=3, amplitude=0.0, dropout=0.5)  # one pass a step, one batch held out
     assert modes == [{True}, {False}] * 3

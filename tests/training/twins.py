@@ -101,7 +101,7 @@ def differences(folder: Path, twin: Path) -> list[str]:
 
 def course(folder: Path) -> list[tuple[int, float, float | None]]:
     """Step, loss and discrepancy of each step as readers of metrics.jsonl see them."""
-    from clip_more.evaluation.plots import read_events
+    from clip_more.evaluation.run_events import read_events
 
     events = read_events(folder / "metrics.jsonl")
     return [(e["step"], e["loss"], e["discrepancy"]) for e in events if e["event"] == "train"]

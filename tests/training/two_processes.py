@@ -1,8 +1,6 @@
-"""Started as two processes by test_processes.py: gradients of one step under DDP and FSDP2, written to a folder."""
+"""What two processes of test_processes.py do: gradients of one step under DDP and FSDP2, written to a folder."""
 
 import copy
-import sys
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -26,6 +24,8 @@ from tests.training.tiny_task import ALPHA, adamw, gradients, photos, tiny_task
 CASES = {
     "more": ({}, 1, ("ddp", "fsdp2")),
     "more_accumulated": ({}, 2, ("ddp", "fsdp2")),
+    "upper_half": ({"tail_depth": 0.5}, 2, ("ddp", "fsdp2")),
+    "chunked": ({"text_chunk": 2}, 1, ("ddp",)),
     "checkpointed": ({"gradient_checkpointing": True}, 2, ("ddp", "fsdp2")),
     "frozen_text": ({"text_tower": "freeze", "tail_towers": "vision"}, 1, ("fsdp2",)),
     "lora": ({"tuning": "lora"}, 1, ("fsdp2",)),
@@ -91,7 +91,3 @@ def three_steps(folder):
         save_file(weights, folder / "weights.safetensors")
         save_file(averages, folder / "averages.safetensors")
         save_file({**state, "norms": torch.tensor(norms)}, folder / "optimizer.safetensors")
-
-
-if __name__ == "__main__":
-    run(Path(sys.argv[1]))

@@ -7,8 +7,8 @@ from typing import Any
 from clip_more.models import tokenizer
 
 
-def share() -> None:
-    """Let every CLIP that is loaded from here on have the same tokenizer, and its copies too."""
+def shared_tokenizer() -> Callable[..., Any]:
+    """In place of `clip_tokenizer`: every CLIP has the same, and so have copies of it. For those who only read it."""
     build: Callable[..., Any] = tokenizer.clip_tokenizer
 
     @functools.cache
@@ -17,4 +17,4 @@ def share() -> None:
         built.__deepcopy__ = lambda _: built
         return built
 
-    tokenizer.clip_tokenizer = shared
+    return shared
