@@ -19,8 +19,8 @@ $(VENV)/.done: setup.cfg pyproject.toml constraints.txt
 demo: setup  ## BCE, ASL and BCE + MORE on handwritten digits: no download, a few minutes
 	$(BIN)/clip-more demo
 
-test: setup  ## the whole test suite, offline
-	$(BIN)/python -m pytest
+test: setup  ## the whole test suite, offline, a process for each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 soak: setup  ## what is too long for the suite: 10,000 damaged inputs a reader, runs killed at 20 random moments and more
 	CLIP_MORE_KILLS=20 $(BIN)/python -m pytest tests/training/test_kills.py

@@ -10,6 +10,7 @@ from scaling_step import (
     ECONOMICAL,
     EXACT,
     LAST,
+    LORA,
     METHODS,
     PEFT,
     PLAIN,
@@ -194,6 +195,8 @@ def counted_ratios() -> dict[Method, float]:
 def measured_ratios(measured: dict[str, float]) -> dict[Method, float]:
     """Rows of the benchmark as ratios to plain fine-tuning."""
     found = {PLAIN: 1.0} | {method: measured[row] for method, row in ROWS.items()}
+    if "exact_vs_lora" in measured:
+        found[LORA] = measured["exact_vs_plain"] / measured["exact_vs_lora"]
     return found | {PEFT: measured["exact_vs_plain"] / measured["exact_vs_peft"]}
 
 

@@ -74,7 +74,7 @@ def memory(method: Method, job: Job, gpus: int = 8, checkpointing: bool = False)
     elif job.text == "step":
         tokens = CONTEXT if method.form == "lora" else job.tokens
         read = _kept(method, clip.text, tokens, True, checkpointing)
-        fixed += job.prompts * (read[0] + method.fraction * read[1])
+        fixed += job.prompts * (read[0] + method.of_prompts(job.prompts) * read[1])
     return Memory(state, copies, fixed, a_photo, state + copies + fixed + job.photos * a_photo)
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 
 from scaling_counts import CONTEXT, Clip, Stage, Tower, products, token_space, weight_space
 
+# As clip_more.training.task has it; named again here, so that this program needs no torch.
+LEAST_CLASSES = 32
+
 
 @dataclass(frozen=True)
 class Method:
@@ -17,7 +20,7 @@ class Method:
         form: ``plain`` (one pass), ``more`` (ours), ``peft`` (stock LoRA over a trained base, two passes) or ``lora``
             (stock LoRA over a frozen base, one pass, prompts of 77 tokens).
         depth: Share of the blocks with a tail.
-        fraction: Share of photos and prompts that the general pass takes.
+        fraction: Share of the photos, and of many prompts, that the general pass takes.
         image_tail: Whether the image tower has a tail.
     """
 
@@ -32,6 +35,10 @@ class Method:
     def two_passes(self) -> bool:
         """Whether there is a general pass."""
         return self.form in ("more", "peft")
+
+    def of_prompts(self, prompts: int) -> float:
+        """Share of the prompts that the general pass takes; of few it takes all."""
+        return min(1.0, max(self.fraction, LEAST_CLASSES / prompts))
 
 
 PLAIN = Method("plain, stock", form="plain")
@@ -122,7 +129,7 @@ def text_work(method: Method, job: Job) -> Work:
     tower = job.clip.text
     stages = tower.stages(CONTEXT if method.form == "lora" else job.tokens, method.form == "more")
     # The economical mode draws classes where nothing else does.
-    drawn = job.prompts * (method.fraction if job.text in ("step", "chunks") else 1)
+    drawn = job.prompts * (method.of_prompts(job.prompts) if job.text in ("step", "chunks") else 1)
     work = _work(method, tower, stages, job.prompts, drawn, apart=job.chunked)
     if not job.chunked:
         return work
@@ -143,7 +150,7 @@ def work(method: Method, job: Job) -> Work:
     logits = 6.0 * job.photos * job.clip.vision.joint * job.prompts
     share = 0.0
     if method.two_passes:
-        share = method.fraction * (method.fraction if job.text in ("step", "chunks") else 1)
+        share = method.fraction * (method.of_prompts(job.prompts) if job.text in ("step", "chunks") else 1)
     if job.text == "frozen":  # the features need no gradient
         logits *= 2 / 3
     return Work(

@@ -6,6 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,13 @@ def offline() -> None:
     from huggingface_hub import constants
 
     assert constants.HF_HUB_OFFLINE, "huggingface_hub was imported before tests/conftest.py set HF_HUB_OFFLINE=1"
+
+
+def told(reporter: pytest.TerminalReporter, name: str) -> list[tuple[str, Any]]:
+    """What tests left under `name` in their `user_properties`, with their ids; these cross from xdist's workers."""
+    reports = {id(report): report for reports in reporter.stats.values() for report in reports}.values()
+    ended = (report for report in reports if getattr(report, "when", None) == "teardown")
+    return [(report.nodeid, value) for report in ended for key, value in report.user_properties if key == name]
 
 
 @pytest.fixture(scope="session")

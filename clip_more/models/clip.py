@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,14 @@ class Clip(nn.Module):
         self.geometry = geometry or geometry_of(image_processor)
         if self.geometry != "pad":
             set_geometry(image_processor, self.geometry)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Clip:
+        """A copy of all but the tokenizer, whose 50,000 merges nobody changes."""
+        memo[id(self.tokenizer)] = self.tokenizer
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
 
     @property
     def vision(self) -> Tower:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -64,13 +65,18 @@ def clip_tokenizer(context_length: int = 77) -> PreTrainedTokenizerBase:
             "this checkpoint has no tokenizer, and CLIP's vocabulary comes from open_clip, which is not here: "
             "pip install open_clip_torch, or save a tokenizer beside the checkpoint"
         )
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        next(lines)  # a version line
-        merges = [tuple(line.split()) for line, _ in zip(lines, range(_MERGES), strict=False)]
+    merges = _read_merges(path)
     characters = _byte_characters()
     words = [*characters, *(f"{character}</w>" for character in characters), *("".join(pair) for pair in merges)]
     vocabulary = {word: index for index, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=vocabulary, merges=cast(Any, merges), model_max_length=context_length)
+
+
+@cache
+def _read_merges(path: Path) -> list[tuple[str, ...]]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        next(lines)  # a version line
+        return [tuple(line.split()) for line, _ in zip(lines, range(_MERGES), strict=False)]
 
 
 def _byte_characters() -> list[str]:

@@ -236,3 +236,11 @@ def test_a_changed_figure_is_found_and_written_back(scaling, monkeypatch, tmp_pa
     document.write_text(text.replace("<!-- table: many -->", ""))
     with pytest.raises(SystemExit, match="many"):
         run(scaling, monkeypatch, "--check", document)
+
+
+def test_the_least_number_of_classes_is_the_trainers():
+    import scaling_step
+
+    from clip_more.training.task import LEAST_CLASSES
+
+    assert scaling_step.LEAST_CLASSES == LEAST_CLASSES

@@ -36,9 +36,6 @@ SENTENCES = (ValueError, FileNotFoundError, NotADirectoryError, PhotoError, Conf
 # Reader to outcome ("read", "refused", "failed") to count; printed at the end of a soak.
 TALLY: dict[str, Counter[str]] = {}
 
-# Reader to the tests that try it, so that the printed tally claims nothing for one that failed.
-TESTS: dict[str, set[str]] = {}
-
 
 def outcome(reader: str, read: Callable[[], Any], *names: str) -> Any:
     """What `read` returns, or None where it refused its input in a sentence.
@@ -52,7 +49,6 @@ def outcome(reader: str, read: Callable[[], Any], *names: str) -> Any:
         AssertionError: it failed otherwise, or its sentence says nothing that helps.
     """
     counts = TALLY.setdefault(reader, Counter())
-    TESTS.setdefault(reader, set()).add(os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0])
     try:
         value = read()
     except Exception as error:

@@ -130,3 +130,18 @@ def test_importing_the_room_leaves_transformers_alone():
 
     code = "import sys, clip_more.models; sys.exit('transformers' in sys.modules or 'open_clip' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_copy_shares_the_tokenizer_and_nothing_else(tiny):
+    import copy
+
+    copied = copy.deepcopy(tiny)
+    assert copied.tokenizer is tiny.tokenizer
+    assert copied.image_processor is not tiny.image_processor
+    assert copied.model.state_dict().keys() == tiny.model.state_dict().keys()
+    pixels = images(tiny.image_size)
+    with torch.no_grad():
+        assert torch.equal(copied.encode_image(pixels), tiny.encode_image(pixels))
+        for parameter in copied.parameters():
+            parameter.zero_()
+        assert not torch.equal(copied.encode_image(pixels), tiny.encode_image(pixels))

@@ -11,6 +11,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from clip_more.models import tokenizer
+from tests.conftest import told
 from tests.training.killing import KILLED, finish
 from tests.training.one_tokenizer import shared_tokenizer
 from tests.training.twins import Twin, write_recipe
@@ -116,14 +117,23 @@ def twin(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
     return trained
 
 
+@pytest.fixture(autouse=True)
+def killed(request):
+    """Tells the summary which runs this test killed."""
+    before = len(KILLED)
+    yield
+    request.node.user_properties += [("killed", kill) for kill in KILLED[before:]]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not KILLED:
+    kills = [kill for _, kill in told(terminalreporter, "killed")]
+    if not kills:
         return
     line = "{:<5}{:<21}{:<62}{:<14}{:<9}".format
     terminalreporter.write_line(
         "\n" + line("kill", "setting", "hit at (step done, inside what)", "went on from", "identical")
     )
-    for number, kill in enumerate(KILLED, 1):
+    for number, kill in enumerate(kills, 1):
         terminalreporter.write_line(line(number, *kill))
-    same = sum(kill[-1] == "yes" for kill in KILLED)
-    terminalreporter.write_line(f"{len(KILLED)} runs killed; {same} ended bit-identical to the uninterrupted run")
+    same = sum(kill[-1] == "yes" for kill in kills)
+    terminalreporter.write_line(f"{len(kills)} runs killed; {same} ended bit-identical to the uninterrupted run")
