@@ -240,7 +240,6 @@ def test_a_changed_figure_is_found_and_written_back(scaling, monkeypatch, tmp_pa
 
 def test_the_least_number_of_classes_is_the_trainers():
     import scaling_step
-
     from clip_more.training.task import LEAST_CLASSES
 
     assert scaling_step.LEAST_CLASSES == LEAST_CLASSES
