@@ -52,6 +52,8 @@ def predict(options: argparse.Namespace) -> None:
     from clip_more.training.guards import on_main, shared_failure
     from clip_more.training.processes import make_accelerator
 
+    if Path(options.out).suffix.lower() != ".parquet":
+        raise ConfigError(f"--out is {options.out}; what is written is Parquet, so let the name end in .parquet")
     accelerator = make_accelerator(config)
     module, description, checkpoint = open_checkpoint(options.checkpoint)
     parts = prediction_parts(
@@ -71,8 +73,13 @@ def predict(options: argparse.Namespace) -> None:
     with ExitStack() as lock:
         on_main(accelerator, claim)
         with shared_failure(accelerator):
-            if not parts.finished():
+            if parts.finished():
+                accelerator.print(f"{options.out} is complete already; name another to predict anew")
+            else:
                 absent = parts.absent()
+                left = sum(len(part.photos) for part in absent)
+                before = f", {len(dataset) - left:,} of {len(dataset):,} done before" if left < len(dataset) else ""
+                accelerator.print(f"{left:,} photos to predict on {accelerator.device}{before}")
                 accelerator.wait_for_everyone()  # or a slow process would find parts that a fast one has just written
                 predict_parts(
                     parts,

@@ -45,7 +45,7 @@ SECTIONS: dict[str, Callable[..., Iterable[Row]]] = {
 
 
 def main() -> None:
-    """Run the sections that were asked for, print each row when it is known, then write the JSON file."""
+    """Run the sections that were asked for; print each row, and write it into the JSON file, when it is known."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="3 layers a tower, 32 photos, one dtype, 3 repetitions")
     parser.add_argument("--section", choices=SECTIONS, nargs="+", default=list(SECTIONS), help="default: all")
@@ -66,6 +66,8 @@ def main() -> None:
             parser.error(f"{key}: there is no folder {file.parent}")
     if arguments.photos and not arguments.photos.is_dir():
         parser.error(f"--photos: there is no folder {arguments.photos}")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     options = Options(
@@ -85,14 +87,19 @@ def main() -> None:
         for row in sections[section](options):
             rows.append(row)
             print(as_line(row), flush=True)
+            if arguments.json:
+                write_rows(rows, arguments.json)
     if arguments.profile:
         profile_step(options, arguments.profile)
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)
     print(f"\n{len(rows)} rows in {minutes} min {seconds} s")
-    if arguments.json:
-        aside = arguments.json.with_name(f".{arguments.json.name}.{os.getpid()}")
-        aside.write_text(json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False) + "\n")
-        aside.replace(arguments.json)
+
+
+def write_rows(rows: list[Row], file: Path) -> None:
+    """The rows so far as a JSON list, so that a section that fails later takes none of them away."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside.write_text(json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False) + "\n")
+    aside.replace(file)
 
 
 LINE = "{:34} {:5} {:>9} {:>9} {:8} {:>6} {:>15} {:>8} {}"

@@ -44,6 +44,10 @@ def main() -> None:
     goal.add_argument("--write", type=Path, metavar="FILE", help="put the tables between the markers of a document")
     goal.add_argument("--check", type=Path, metavar="FILE", help="fail where a document's tables are others")
     arguments = parser.parse_args()
+    if not 0 < arguments.share <= 1:
+        parser.error(f"--share is {arguments.share}; a share of the peak lies in (0, 1]: 0.3 is 30 %")
+    if arguments.price < 0 or arguments.cores < 1:
+        parser.error("--price must be 0 or more, and --cores 1 or more")
     try:
         assumed = Assumptions(share=arguments.share, price=arguments.price, cores=arguments.cores)
         plan = Plan(assumed, read_rows(arguments.rows)) if arguments.rows else by_default(assumed)

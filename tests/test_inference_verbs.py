@@ -88,7 +88,8 @@ def test_an_exported_classifier_predicts_the_same(merged, exported, photos, tmp_
     assert found.drop_columns("labels").equals(expected.drop_columns("labels"))
     assert found.column("labels").equals(expected.column("labels"))
     lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"a\.jpg: (dog|person) 0\.\d{3}", lines[0])
+    assert lines[0] == "4 photos to predict on cpu"
+    assert re.fullmatch(r"a\.jpg: (dog|person) 0\.\d{3}", lines[1])
     assert lines[-1] == f"4 photos: {tmp_path / 'exported.parquet'}"
 
 
@@ -98,6 +99,7 @@ def test_naming_a_finished_file_again_changes_nothing(merged, photos, tmp_path, 
     before = out.stat()
     predicted(merged, photos, out=out)
     assert out.stat().st_mtime_ns == before.st_mtime_ns
+    assert "is complete already" in capsys.readouterr().out
     assert main(["predict", str(merged), str(photos / "c"), "--out", str(out)]) == 1
     assert "is of other predictions: photos was 4 and is 2 now" in capsys.readouterr().err
 
@@ -169,3 +171,8 @@ def test_code_of_the_documentation_gives_the_predictions_of_the_verb(exported, m
         assert found == pytest.approx({name: expected[name] for name in NAMES}, abs=1e-5), code
     exec(blocks[3], names)
     assert names["dogs"] == (["photo.jpg"] if expected["dog"] >= 0.4 else [])
+
+
+def test_what_is_no_parquet_file_is_refused(merged, photos, tmp_path, capsys):
+    assert main(["predict", str(merged), str(photos), "--out", str(tmp_path / "x.csv")]) == 1
+    assert "let the name end in .parquet" in capsys.readouterr().err
