@@ -6,9 +6,10 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.summaries import print_kills, print_tally
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,11 +20,10 @@ def offline() -> None:
     assert constants.HF_HUB_OFFLINE, "huggingface_hub was imported before tests/conftest.py set HF_HUB_OFFLINE=1"
 
 
-def told(reporter: pytest.TerminalReporter, name: str) -> list[tuple[str, Any]]:
-    """What tests left under `name` in their `user_properties`, with their ids; these cross from xdist's workers."""
-    reports = {id(report): report for reports in reporter.stats.values() for report in reports}.values()
-    ended = (report for report in reports if getattr(report, "when", None) == "teardown")
-    return [(report.nodeid, value) for report in ended for key, value in report.user_properties if key == name]
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Here and not in the folders' own files: with xdist the process that prints does not read those."""
+    print_kills(terminalreporter)
+    print_tally(terminalreporter)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from clip_more.models import tokenizer
-from tests.conftest import told
 from tests.training.killing import KILLED, finish
 from tests.training.one_tokenizer import shared_tokenizer
 from tests.training.twins import Twin, write_recipe
@@ -123,17 +122,3 @@ def killed(request):
     before = len(KILLED)
     yield
     request.node.user_properties += [("killed", kill) for kill in KILLED[before:]]
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    kills = [kill for _, kill in told(terminalreporter, "killed")]
-    if not kills:
-        return
-    line = "{:<5}{:<21}{:<62}{:<14}{:<9}".format
-    terminalreporter.write_line(
-        "\n" + line("kill", "setting", "hit at (step done, inside what)", "went on from", "identical")
-    )
-    for number, kill in enumerate(kills, 1):
-        terminalreporter.write_line(line(number, *kill))
-    same = sum(kill[-1] == "yes" for kill in kills)
-    terminalreporter.write_line(f"{len(kills)} runs killed; {same} ended bit-identical to the uninterrupted run")
