@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ class Tokens:
         return self if rows is None else Tokens(self.hidden[rows], self.read[rows])
 
 
-class Tower:
+class Tower(ABC):
     """Embeddings, blocks and projection: what `get_image_features` and `get_text_features` of transformers do.
 
     A feature is read out at one position. So the last block makes keys and values everywhere, and all else at that
@@ -83,11 +84,13 @@ class Tower:
         attention: list[Any] = [getattr(block, "self_attn", None) for block in self.blocks]
         return any(part is not None and part.training and part.dropout > 0 for part in attention)
 
+    @abstractmethod
     def _through(self, hidden: Tensor, blocks: Sequence[nn.Module]) -> Tensor:
-        raise NotImplementedError
+        """States (N, L, D) through some of the blocks."""
 
+    @abstractmethod
     def _embed(self, inputs: Tensor) -> Tokens:
-        raise NotImplementedError
+        """Images or token ids as the first block reads them."""
 
 
 class VisionTower(Tower):

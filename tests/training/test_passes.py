@@ -197,3 +197,12 @@ def test_few_classes_are_all_taken():
 def test_share_of_one_is_the_exact_loss():
     task, _ = tiny_task()
     assert task._share(task.classifier, 8, Share(), True) == Share()
+
+
+@pytest.mark.parametrize("recipe", [{}, {"tail_towers": "text"}], ids=str)
+def test_a_general_pass_without_gradient_has_none_whether_or_not_the_tower_has_a_tail(recipe):
+    task, _ = tiny_task(**recipe)
+    clip = task.classifier.clip
+    full, general = tower_passes(clip, clip.vision, photos(4)["pixel_values"], gradient=False)
+    assert full.requires_grad
+    assert not general.requires_grad
