@@ -55,6 +55,7 @@ def photo_loader(
         timeout=timeout if workers else 0,
         pin_memory=pin_memory,
         worker_init_fn=_in_worker,
+        multiprocessing_context=_context(workers),
         # Workers draw their seeds from it, and leave the stream that dropout draws from alone.
         generator=torch.Generator(),
         **batching,
@@ -73,7 +74,7 @@ def batches(loader: Iterable[dict[str, Any]], photos: Photos) -> Iterator[dict[s
         while True:
             sentence = None
             try:
-                with _deaths.told(), _sigterm_blocked() if iterator is None else contextlib.nullcontext():
+                with _deaths.told():
                     iterator = iterator or iter(loader)
                     batch = next(iterator, None)
             except Exception as error:
@@ -127,21 +128,30 @@ def _end_workers(photos: Photos) -> None:
         worker.join(timeout=5)
 
 
-@contextlib.contextmanager
-def _sigterm_blocked() -> Iterator[None]:
-    """For this thread, and for the processes that it starts inside.
+# What a scheduler or a terminal sends to every process of a job.
+_SIGNALS = {getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)}
 
-    A worker that blocked it itself would be open to it for its first moments. Accelerate starts workers with the first
-    batch, so a SIGTERM to the trainer may have to wait for that.
-    """
-    if not hasattr(signal, "sigtimedwait"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+if hasattr(signal, "sigtimedwait"):
+
+    class _Worker(multiprocessing.context.ForkProcess):
+        """A data worker, born with signals blocked: blocking them itself, it would be open for its first moments."""
+
+        def start(self) -> None:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            try:
+                super().start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    class _ForkContext(multiprocessing.context.ForkContext):
+        Process = _Worker
+
+
+def _context(workers: int) -> Any:
+    """How a `DataLoader` starts its workers; None for Python's own way."""
+    forks = hasattr(signal, "sigtimedwait") and multiprocessing.get_start_method() == "fork"
+    return _ForkContext() if workers and forks else None
 
 
 class _Deaths:
@@ -207,7 +217,8 @@ def _in_worker(_: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigtimedwait"):
-        # Blocked since the trainer started this process; where a server forks them, only from here on.
+        # Where the trainer forked this process all are blocked; where a server did, none.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS - {signal.SIGTERM})
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_trainer, args=(os.getppid(),), daemon=True).start()
 

@@ -214,9 +214,9 @@ def test_signals_of_a_scheduler_leave_workers_at_work():
 
 @needs_linux
 @pytest.mark.parametrize("prepared", [False, True])
-def test_workers_are_born_with_sigterm_blocked_and_the_trainer_gets_it_back(tmp_path, monkeypatch, prepared):
+def test_workers_are_born_with_signals_blocked_and_the_trainer_gets_them_back(tmp_path, monkeypatch, prepared):
     def born(worker):
-        blocked = signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        blocked = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1} <= signal.pthread_sigmask(signal.SIG_BLOCK, ())
         (tmp_path / f"{worker}").write_text(str(blocked))
 
     monkeypatch.setattr("clip_more.data.loading._in_worker", born)
@@ -224,7 +224,7 @@ def test_workers_are_born_with_sigterm_blocked_and_the_trainer_gets_it_back(tmp_
     loader = loader_of(photos, workers=2)
     loaded = batches(Accelerator(cpu=True).prepare_data_loader(loader) if prepared else loader, photos)
     next(loaded)
-    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
     list(loaded)
     assert [(tmp_path / name).read_text() for name in "01"] == ["True", "True"]
 
