@@ -25,8 +25,12 @@ def _key(default: Any, text: str, *, choices: Sequence[str] = ()) -> Any:
 
 DATASETS = (
     "folder", "lists", "voc", "coco", "nus_wide", "nus_wide_scene", "miml", "cifar10", "cifar100", "open_images",
-    "lvis", "hub", "prepared", "digits_mlt",
+    "lvis", "hub", "prepared", "digits_mlt", "digits_lt",
 )  # fmt: skip
+
+
+LOSSES_OF_ONE_LABEL = ("ce", "focal_ce", "cb_ce", "balanced_softmax", "logit_adjusted_ce", "ldam")
+LOSSES = ("bce", "asl", "focal", "cb_bce", "db", "db_focal", *LOSSES_OF_ONE_LABEL)
 
 
 @dataclass(kw_only=True)
@@ -98,7 +102,7 @@ class DataConfig:
         "Subsample train to a long tail: exponential counts, or the Pareto recipe of VOC-MLT and COCO-MLT.",
         choices=("none", "exponential", "pareto"),
     )
-    imbalance: float = _key(100.0, "digits_mlt, long_tail: most common over rarest class.")
+    imbalance: float = _key(100.0, "digits_mlt, digits_lt, long_tail: most common over rarest class.")
     long_tail_largest: int | None = _key(
         None,
         "long_tail: positives of the most common class; all that it has without it. (VOC-MLT: 800 with imbalance 170; "
@@ -112,8 +116,21 @@ class ModelConfig:
 
     model: str = _key(
         "small",
-        "Hub id, local folder, open_clip:ARCH/TAG, open_clip:ARCH:FILE, or a preset: tiny and small (random weights), "
-        "digits (the demo's tiny pretrained CLIP).",
+        "A CLIP: Hub id, local folder, open_clip:ARCH/TAG, open_clip:ARCH:FILE, or a preset: tiny and small (random "
+        "weights), digits (the demo's tiny pretrained CLIP). Or a vision backbone without text: cifar_resnet32, "
+        "cifar_resnet34, torchvision:NAME, timm:NAME, the last two pretrained with /DEFAULT and /pretrained behind.",
+    )
+    head: str = _key(
+        "prompts",
+        "From features to logits. prompts: the text tower; linear; normed_linear, rows of unit length; cosine, "
+        "features too; etf, a fixed simplex; frame, fixed orthonormal rows. All but prompts go with any backbone.",
+        choices=("prompts", "linear", "normed_linear", "cosine", "etf", "frame"),
+    )
+    head_init: str = _key(
+        "random",
+        "Rows of a head without prompts at step 0: random, the class texts of a CLIP, or class means of its features; "
+        "etf and frame are rotated towards them.",
+        choices=("random", "text", "class_mean"),
     )
     image_size: int | None = _key(None, "Train and test at this size; position embeddings are interpolated.")
     templates: list[str] | str = _key("plain", "Prompt templates: a named set, a list, or a file with one a line.")
@@ -153,7 +170,12 @@ class MethodConfig:
         "projection, scale and biases.",
         choices=("full", "more", "lora", "head"),
     )
-    loss: str = _key("bce", "Base loss.", choices=("bce", "asl"))
+    loss: str = _key(
+        "bce",
+        "Base loss. For several labels a photo, or one: bce, asl, focal, cb_bce (class-balanced), db and db_focal "
+        "(distribution-balanced). For one: ce, focal_ce, cb_ce, balanced_softmax, logit_adjusted_ce, ldam.",
+        choices=LOSSES,
+    )
     loss_reduction: str = _key(
         "sum", "Over the classes of an image; divides base loss and L_MORE alike.", choices=("sum", "mean")
     )
@@ -161,6 +183,21 @@ class MethodConfig:
     asl_gamma_negative: float = _key(4.0, "ASL focusing of negatives.")
     asl_margin: float = _key(0.05, "ASL probability shift.")
     asl_focal_gradient: bool = _key(False, "ASL focusing factor inside the gradient (the equations) or not (its code).")
+    focal_gamma: float = _key(2.0, "focal, focal_ce, db_focal: focusing.")
+    focal_alpha: float | None = _key(None, "focal: weight of positives, 1 minus it of negatives; none without it.")
+    cb_beta: float = _key(0.9999, "cb_bce, cb_ce, and ldam once deferred: weights (1 - beta) / (1 - beta^n).")
+    db_alpha: float = _key(0.1, "db: least weight a.")
+    db_beta: float = _key(10.0, "db: steepness b of the weight.")
+    db_mu: float = _key(0.3, "db: centre g of the weight (COCO-MLT: 0.2).")
+    db_negative_scale: float = _key(5.0, "db: tolerance l of negatives (COCO-MLT: 2).")
+    db_init_bias: float = _key(0.05, "db: class-specific bias kappa.")
+    logit_tau: float = _key(1.0, "logit_adjusted_ce: times the log prior that is added to the logits.")
+    ldam_margin: float = _key(0.5, "ldam: margin of the rarest class.")
+    ldam_scale: float = _key(30.0, "ldam: times the logits, which are meant to be cosines.")
+    ldam_defer: float | None = _key(None, "ldam: share of the steps after which class-balanced weights set in.")
+    feature_regularisation: float = _key(
+        0.0, "lambda / 2 times the mean squared length of the features, added to the loss (weight balancing: 0.01)."
+    )
     rho: float = _key(0.1, "Rank of a tail over the smaller side of its layer.")
     tail_towers: str = _key("both", "Towers that get a tail.", choices=("both", "vision", "text"))
     tail_targets: list[str] | None = _key(
@@ -203,8 +240,17 @@ class MethodConfig:
         "instance",
         "Which photos an epoch draws: instance, each once; square_root and class_balanced, by class counts to the "
         "power 1/2 and 0; weighted, to the power sampler_exponent; progressive, from instance in the first epoch to "
-        "class_balanced in the last; class_aware, the classes in turn, a few photos of each.",
-        choices=("instance", "square_root", "class_balanced", "weighted", "progressive", "class_aware"),
+        "class_balanced in the last; class_aware, the classes in turn, a few photos of each; distribution_balanced, by "
+        "the sum of 1 / n over a photo's classes.",
+        choices=(
+            "instance",
+            "square_root",
+            "class_balanced",
+            "weighted",
+            "progressive",
+            "class_aware",
+            "distribution_balanced",
+        ),
     )
     sampler_exponent: float = _key(0.0, "weighted: q, a class is drawn with probability n^q / sum n^q.")
     sampler_per_class: int | None = _key(
@@ -225,9 +271,16 @@ class OptimiserConfig:
     accumulation: int = _key(1, "Micro-batches an optimiser step.")
     lr: float = _key(1.0e-5, "Learning rate of the towers.")
     lr_tail: float | None = _key(None, "Learning rate of A and B; as lr without it.")
-    lr_head: float = _key(1.0e-3, "Learning rate of scale and class biases.")
+    lr_head: float = _key(1.0e-3, "Learning rate of the head: scale and class biases, or all that it has.")
+    optimizer: str = _key("adamw", "AdamW, or SGD with momentum.", choices=("adamw", "sgd"))
+    momentum: float = _key(0.9, "sgd: momentum.")
+    nesterov: bool = _key(False, "sgd: Nesterov's form of it.")
     weight_decay: float = _key(0.01, "On weight matrices of towers (not on biases, norms, embeddings, head).")
     weight_decay_tail: float = _key(0.0, "On A and B.")
+    weight_decay_head: float = _key(0.0, "On the head.")
+    decay_all: bool = _key(
+        False, "weight_decay on all but A and B: biases, norms, embeddings and head too, as in weight balancing."
+    )
     warmup: float = _key(0.05, "Share of the steps with a rising learning rate; a cosine to zero follows.")
     clip_norm: float = _key(1.0, "Gradients are scaled down to this norm; 0 leaves them.")
     mixed_precision: str = _key("no", "Autocast of the towers.", choices=("no", "bf16", "fp16"))
@@ -304,7 +357,17 @@ class RunConfig:
     )
     ema_decay: float = _key(0.999, "Decay of the running average.")
     min_crop: float = _key(0.5, "Smallest share of a photo in a random training crop.")
+    train_crop: str = _key(
+        "resized",
+        "Random part of a training photo: resized, of any size from min_crop; padded, shifted by up to 4 pixels over a "
+        "black border, as for CIFAR.",
+        choices=("resized", "padded"),
+    )
     flip: bool = _key(True, "Random horizontal flips in training.")
+    forgetting: bool = _key(
+        False,
+        "After each epoch note which train photos are classified rightly, for forgetting scores (eval/analyse.py).",
+    )
     workers: int = _key(2, "Processes that load photos.")
     worker_timeout: float = _key(300.0, "Seconds to wait for photos before the run ends, naming them; 0: for ever.")
     process_timeout: float = _key(1800.0, "Seconds that processes wait for each other before the run ends.")
@@ -354,7 +417,7 @@ def _check_data(config: TrainConfig) -> None:
     if config.dataset == "hub":
         if not config.hub_dataset:
             raise ConfigError("hub_dataset is not set; give the id of a Hub data set, or the folder of a local one")
-    elif config.dataset != "digits_mlt" and not config.data_root:
+    elif config.dataset not in ("digits_mlt", "digits_lt") and not config.data_root:
         raise ConfigError("data_root is not set; say where the photos are with --data_root")
     if config.dataset == "lists" and not (config.train_list and config.test_list):
         raise ConfigError("dataset lists needs train_list and test_list")
@@ -379,8 +442,13 @@ def _check_data(config: TrainConfig) -> None:
 
 def _check_method(config: TrainConfig) -> None:
     low_rank = config.tuning in ("more", "lora")
-    if low_rank and config.text_tower == "freeze" and config.tail_towers != "vision":
+    prompts = config.head == "prompts"
+    if low_rank and prompts and config.text_tower == "freeze" and config.tail_towers != "vision":
         raise ConfigError("text_tower: freeze leaves no text layer to train; set tail_towers: vision")
+    if prompts and config.head_init != "random":
+        raise ConfigError("head_init is about heads without prompts; leave it out, or set head: linear")
+    if config.nesterov and not config.momentum:
+        raise ConfigError("nesterov needs momentum; set momentum: 0.9")
     _check_text(config)
     if config.tuning != "more":
         return
@@ -401,7 +469,7 @@ def _check_text(config: TrainConfig) -> None:
         "text_chunk": config.text_chunk is not None,
     }
     given = [key for key, is_given in options.items() if is_given]
-    if given and (config.text_tower == "freeze" or config.tuning in ("head", "lora")):
+    if given and (config.text_tower == "freeze" or config.tuning in ("head", "lora") or config.head != "prompts"):
         raise ConfigError(f"{given[0]} is about a text tower that is trained; leave it out, or train it (tuning: full)")
     if given and config.tuning == "more" and config.discrepancy_gradient == "tail":
         raise ConfigError(f"discrepancy_gradient: tail runs three whole passes; leave {given[0]} out")
@@ -434,6 +502,12 @@ def _check_numbers(config: TrainConfig) -> None:
         "test_fraction": ("in (0, 1)", lambda v: 0 < v < 1),
         "missing_labels": ("in [0, 1)", lambda v: 0 <= v < 1),
         "asl_margin": ("in [0, 1)", lambda v: 0 <= v < 1),
+        "cb_beta": ("in [0, 1)", lambda v: 0 <= v < 1),
+        "momentum": ("in [0, 1)", lambda v: 0 <= v < 1),
+        "focal_alpha": ("in [0, 1]", lambda v: 0 <= v <= 1),
+        "ldam_defer": ("in [0, 1]", lambda v: 0 <= v <= 1),
+        "db_negative_scale": ("above 0", lambda v: v > 0),
+        "ldam_scale": ("above 0", lambda v: v > 0),
     }
     bounds |= dict.fromkeys(
         (
@@ -458,7 +532,8 @@ def _check_numbers(config: TrainConfig) -> None:
         ("lr", "lr_tail", "lr_head", "weight_decay", "weight_decay_tail", "clip_norm", "amplitude", "eval_every",
          "checkpoint_every", "workers", "worker_timeout", "max_skipped", "sampler_unlabelled", "seed", "data_seed",
          "bootstrap", "tail_max", "head_min",
-         "asl_gamma_positive", "asl_gamma_negative"),
+         "asl_gamma_positive", "asl_gamma_negative", "focal_gamma", "db_alpha", "db_beta", "db_mu", "db_init_bias",
+         "logit_tau", "ldam_margin", "feature_regularisation", "weight_decay_head"),
         ("0 or more", lambda v: v >= 0),
     )  # fmt: skip
     for name, number in config.to_dict().items():

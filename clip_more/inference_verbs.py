@@ -27,11 +27,17 @@ def export(options: argparse.Namespace) -> None:
     from clip_more.data.photo_list import list_photos
     from clip_more.hub.classifier_files import open_checkpoint, save_image_classifier
     from clip_more.hub.graph_files import write_graph
+    from clip_more.models.image_classifier import ImageClassifier
 
     if options.form == "classifier" and options.photos:
         raise ValueError("--photos checks a file of --form onnx or torch; leave it out")
     module, description, _ = open_checkpoint(options.checkpoint)
     if options.form == "classifier":
+        if not isinstance(module, ImageClassifier):
+            raise ValueError(
+                f"{options.checkpoint} has a head on features: its folder needs no text tower as it is, and predict "
+                "and evaluate read it; --form onnx and --form torch write it as a graph"
+            )
         save_image_classifier(options.out, module, description)
         print(f"{len(description.class_names)} classes: {options.out}")
         return

@@ -256,7 +256,7 @@ def of_checkpoint(options: argparse.Namespace) -> tuple[TrainConfig, Path | None
         raise ValueError(f"there is no folder {folder}")
     recipe = folder / "config.yaml"
     if recipe.is_file():
-        if not (folder / "merged" / "multilabel.json").is_file():
+        if not (folder / "merged").is_dir():
             raise ValueError(f"{folder} is not finished: it has no merged checkpoint yet; train it to its end first")
         if options.recipe:
             raise ValueError(f"{folder} is a run and has its own recipe; leave {options.recipe} out")

@@ -30,6 +30,7 @@ from bench_metrics import metrics
 from bench_profile import profile_step
 from bench_rows import Options, Row
 from bench_scale import scale
+from bench_stage2 import stage2
 from bench_step import step
 from bench_text import text
 
@@ -41,6 +42,7 @@ SECTIONS: dict[str, Callable[..., Iterable[Row]]] = {
     "metrics": metrics,
     "loader": loader,
     "inference": inference,
+    "stage2": stage2,
 }
 
 

@@ -1,4 +1,4 @@
-"""`digits_mlt`: a long-tailed multi-label set that needs no download, drawn from scikit-learn's handwritten digits."""
+"""`digits_mlt` and `digits_lt`: long-tailed sets without a download, drawn from scikit-learn's handwritten digits."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ def read_digits(
     size: int = 32,
     largest: int = 700,
     scenes: int | None = None,
+    most: int = MAX_DIGITS,
 ) -> datasets.Dataset:
     """Draw one split of `digits_mlt`: scenes of one to four digits of different classes, in the common form.
+
+    With `most=1` it is `digits_lt`: one digit a scene, for single-label methods.
 
     The 1,797 source digits are real (8 x 8 pixels each) and cut into three parts, class by class, one for each split:
     no split shows a digit that another shows. That cut does not depend on `seed`, so a CLIP pretrained on one seed
@@ -49,6 +52,7 @@ def read_digits(
         size: side of the canvas in pixels, even; digits take 3/8 to 1/2 of it.
         largest: train: positives of the most common class.
         scenes: pretrain and test: how many; 6,000 and 1,000 without it.
+        most: digits of a scene, at most: 1 or 4.
 
     Raises:
         ValueError: an argument is out of range; the text says which.
@@ -59,13 +63,15 @@ def read_digits(
         raise ValueError(
             f"imbalance is {imbalance:g}; it must lie in 1..{largest}, or the rarest class of digits_mlt has no scene"
         )
+    if most not in (1, MAX_DIGITS):
+        raise ValueError(f"most is {most}; scenes have 1 digit, or up to {MAX_DIGITS}")
     if size < 16 or size % 2:
         raise ValueError(f"size is {size}; the canvas of digits_mlt has an even side of 16 pixels or more")
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     if split == "train":
-        labels = _long_tailed_labels(largest, imbalance, rng)
+        labels = _long_tailed_labels(largest, imbalance, most, rng)
     else:
-        labels = _balanced_labels(_BALANCED_SCENES[split] if scenes is None else scenes, rng)
+        labels = _balanced_labels(_BALANCED_SCENES[split] if scenes is None else scenes, most, rng)
     pictures, pools = source_digits(split)
     images = [_png(_scene([pictures[rng.choice(pools[c])] for c in row], split, size, rng)) for row in labels]
     return make_dataset(images, labels, DIGIT_CLASSES, image_ids=[f"{split}_{row:05d}" for row in range(len(images))])
@@ -88,10 +94,12 @@ def _load_digits() -> tuple[np.ndarray, np.ndarray]:
     return digits.images / 16.0, digits.target
 
 
-def _long_tailed_labels(largest: int, imbalance: float, rng: np.random.Generator) -> list[list[int]]:
+def _long_tailed_labels(largest: int, imbalance: float, most: int, rng: np.random.Generator) -> list[list[int]]:
     """Rows of classes in which class c comes exactly `largest * imbalance^(-c / 9)` times."""
     last = len(DIGIT_CLASSES) - 1
     counts = [round(largest * imbalance ** (-c / last)) for c in range(last + 1)]
+    if most == 1:
+        return [[c] for c in rng.permutation(np.repeat(np.arange(last + 1), counts)).tolist()]
     # Enough room that a scene never has to take a class twice, whatever the imbalance.
     rows: list[list[int]] = [[] for _ in range(max(math.ceil(1.6 * largest), math.ceil(sum(counts) / 2)))]
     for c, count in enumerate(counts):
@@ -101,13 +109,13 @@ def _long_tailed_labels(largest: int, imbalance: float, rng: np.random.Generator
     return [row for row in rows if row]
 
 
-def _balanced_labels(scenes: int, rng: np.random.Generator) -> list[list[int]]:
-    """Rows of 1, 2, 3, 4, 1, ... different classes that all come about equally often."""
+def _balanced_labels(scenes: int, most: int, rng: np.random.Generator) -> list[list[int]]:
+    """Rows of 1, 2, ... `most`, 1, ... different classes that all come about equally often."""
     counts = np.zeros(len(DIGIT_CLASSES))
     rows = []
     for scene in range(scenes):
         # The rarest so far come first; the noise keeps neighbouring scenes from determining each other.
-        chosen = np.argsort(counts + rng.uniform(0, 10, len(counts)))[: 1 + scene % MAX_DIGITS]
+        chosen = np.argsort(counts + rng.uniform(0, 10, len(counts)))[: 1 + scene % most]
         counts[chosen] += 1
         rows.append(sorted(chosen.tolist()))
     return rows

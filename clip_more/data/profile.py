@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +29,14 @@ class ClassProfile:
         counts: C numbers of positives in train; unknown labels count in nothing.
         head_min: a class with at least this many positives is head.
         tail_max: a class with fewer positives than this is tail; those between are medium.
+        photos: N, the photos that were counted; None in profiles of older results.
     """
 
     names: tuple[str, ...]
     counts: tuple[int, ...]
     head_min: int = 100
     tail_max: int = 20
+    photos: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Raises ValueError where names and counts do not fit each other or the bounds overlap."""
@@ -58,7 +60,7 @@ class ClassProfile:
         """Count the positives of a train set in the common form."""
         names = class_names(dataset)
         counts = np.bincount(label_pairs(dataset)[1], minlength=len(names))
-        return cls(tuple(names), tuple(counts.tolist()), head_min, tail_max)
+        return cls(tuple(names), tuple(counts.tolist()), head_min, tail_max, len(dataset))
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -80,6 +82,17 @@ class ClassProfile:
         if counts.sum() == 0:
             raise ValueError("class profile: no class has a train positive, so there is no prior")
         return counts / counts.sum()
+
+    @property
+    def frequency(self) -> np.ndarray:
+        """Share of the photos that show each class, `n_c / N`, at least half a photo from 0 and 1: `(C,)` float64.
+
+        Raises:
+            ValueError: how many photos were counted is not known.
+        """
+        if not self.photos:
+            raise ValueError("class profile: photos is missing, so class frequencies are not known; count it again")
+        return np.clip(np.asarray(self.counts) / self.photos, 0.5 / self.photos, 1 - 0.5 / self.photos)
 
     def check_positives(self) -> None:
         """Refuse a class that train never shows.
@@ -104,6 +117,7 @@ class ClassProfile:
             "groups": list(self.groups),
             "head_min": self.head_min,
             "tail_max": self.tail_max,
+            **({} if self.photos is None else {"photos": self.photos}),
         }
 
     @classmethod
@@ -116,10 +130,11 @@ class ClassProfile:
         absent = [key for key in ("names", "counts", "head_min", "tail_max") if key not in values]
         if absent:
             raise ValueError(f"class profile: {', '.join(absent)} missing")
-        whole = [*values["counts"], values["head_min"], values["tail_max"]]
+        photos = values.get("photos")
+        whole = [*values["counts"], values["head_min"], values["tail_max"], *([] if photos is None else [photos])]
         if any(isinstance(number, bool) or not isinstance(number, int) for number in whole):
             raise ValueError("class profile: counts and bounds must be whole numbers")
-        profile = cls(tuple(values["names"]), tuple(values["counts"]), values["head_min"], values["tail_max"])
+        profile = cls(tuple(values["names"]), tuple(values["counts"]), values["head_min"], values["tail_max"], photos)
         if "groups" in values and tuple(values["groups"]) != profile.groups:
             raise ValueError("class profile: groups do not follow from counts and bounds; remove them or correct them")
         return profile

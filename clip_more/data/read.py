@@ -217,6 +217,12 @@ def _digits(config: TrainConfig, policy: PhotoPolicy) -> Splits:
     return read_digits("train", imbalance=config.imbalance), read_digits("test")
 
 
+def _single_digits(config: TrainConfig, policy: PhotoPolicy) -> Splits:
+    from clip_more.data.digits import read_digits
+
+    return read_digits("train", imbalance=config.imbalance, most=1), read_digits("test", most=1)
+
+
 def _chosen(splits: dict[str, datasets.Dataset], config: TrainConfig, where: str) -> Splits:
     """The splits that the recipe names, of data whose splits are its owner's choice."""
     train = config.train_split or next((name for name in TRAIN_NAMES if name in splits), "train")
@@ -242,4 +248,5 @@ READERS: dict[str, Callable[[TrainConfig, PhotoPolicy], Splits]] = {
     "hub": _hub,
     "prepared": _prepared,
     "digits_mlt": _digits,
+    "digits_lt": _single_digits,
 }

@@ -1,4 +1,7 @@
-"""Which photos an epoch draws, and in which order (Decoupling, arXiv 1910.09217; class-aware: arXiv 1512.05830)."""
+"""Which photos an epoch draws, and in which order.
+
+Decoupling (arXiv 1910.09217); class-aware: arXiv 1512.05830; distribution-balanced: arXiv 2007.09654.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ def make_order(
     """The order that a recipe's `sampler` names.
 
     Args:
-        name: instance, square_root, class_balanced, weighted, progressive or class_aware.
+        name: instance, square_root, class_balanced, weighted, progressive, class_aware or distribution_balanced.
         labels: Of all photos; classes without a photo are not drawn.
         length: N, the number of photos, those without a label included.
         seed: Of the run.
@@ -63,9 +66,14 @@ def make_order(
         return ClassAwareOrder(labels, length, seed, per_class or (4 if single_label else 3))
     if name == "progressive":
         return ProgressiveOrder(labels, length, seed, epochs, unlabelled)
+    if name == "distribution_balanced":
+        return WeightedOrder(labels, length, seed, 0.0, unlabelled, summed=True)
     exponents = {"square_root": 0.5, "class_balanced": 0.0, "weighted": exponent}
     if name not in exponents:
-        raise ValueError(f"sampler is {name!r}; choose instance, {', '.join(exponents)}, progressive or class_aware")
+        raise ValueError(
+            f"sampler is {name!r}; choose instance, {', '.join(exponents)}, progressive, class_aware or "
+            "distribution_balanced"
+        )
     return WeightedOrder(labels, length, seed, exponents[name], unlabelled)
 
 
@@ -88,10 +96,19 @@ class WeightedOrder:
         weights: From `photo_weights`.
     """
 
-    def __init__(self, labels: LabelPairs, length: int, seed: int, exponent: float, unlabelled: float = 1.0) -> None:
+    def __init__(
+        self,
+        labels: LabelPairs,
+        length: int,
+        seed: int,
+        exponent: float,
+        unlabelled: float = 1.0,
+        *,
+        summed: bool = False,
+    ) -> None:
         self.length = length
         self.seed = seed
-        self.weights = photo_weights(labels, length, exponent, unlabelled)
+        self.weights = photo_weights(labels, length, exponent, unlabelled, summed=summed)
 
     def order(self, epoch: int) -> np.ndarray:
         """N independent draws."""
@@ -150,16 +167,22 @@ class ClassAwareOrder:
         return photos
 
 
-def photo_weights(labels: LabelPairs, length: int, exponent: float, unlabelled: float = 1.0) -> np.ndarray:
+def photo_weights(
+    labels: LabelPairs, length: int, exponent: float, unlabelled: float = 1.0, *, summed: bool = False
+) -> np.ndarray:
     """What photos are drawn in proportion to: the mean of `n_k^(q-1)` over a photo's classes k, up to a factor.
 
     With one label a photo, class k is drawn with probability `n_k^q / sum_j n_j^q`; at q = 1 all weights are equal.
+
+    The sum at q = 0 is the resampling of the distribution-balanced loss, `(1 / C) sum_k 1 / n_k`: each draw takes one
+    of C classes, all alike, and then one of its photos, all alike.
 
     Args:
         labels: Of all photos.
         length: N.
         exponent: q.
         unlabelled: Weight of a photo without a label over the mean weight of those with one.
+        summed: The sum over a photo's classes in place of the mean.
 
     Returns:
         (N,) float64.
@@ -173,7 +196,8 @@ def photo_weights(labels: LabelPairs, length: int, exponent: float, unlabelled: 
     labels_each = np.bincount(rows, minlength=length)
     weights = np.bincount(rows, weights=of_class[classes], minlength=length)
     labelled = labels_each > 0
-    np.divide(weights, labels_each, out=weights, where=labelled)
+    if not summed:
+        np.divide(weights, labels_each, out=weights, where=labelled)
     weights[~labelled] = unlabelled * weights[labelled].mean()
     return weights
 

@@ -14,6 +14,10 @@ import torch.nn.functional as F
 INTERPOLATIONS = {"bicubic": PIL.Image.Resampling.BICUBIC, "bilinear": PIL.Image.Resampling.BILINEAR}
 GEOMETRIES = ("crop", "squash", "pad")
 VIEWS = ("one", "flip", "five_crop", "ten_crop")
+CROPS = ("resized", "padded")
+
+# Pixels of black on each side of a photo that the padded crop is cut from: the CIFAR papers'.
+PADDING = 4
 
 # Tries for a random square's box that fits, its bounds of width over height: those of torchvision's RandomResizedCrop.
 TRIES = 10
@@ -76,14 +80,18 @@ class Augment(PixelTransform):
         pixels = photo if isinstance(photo, np.ndarray) else _memory(photo)
         if draws is None:
             draws = self.draw()
+        square = self._square(pixels, draws)
+        return self._normalised(square[:, ::-1] if self.flip and draws[-1][0] < 0.5 else square)
+
+    def _square(self, pixels: np.ndarray, draws: Draws) -> np.ndarray:
+        """The box of `pixels`, resized to `(size, size, 3)` uint8."""
         left, top, width, height = self._box(pixels.shape[1], pixels.shape[0], draws)
         part = np.array(pixels[top : top + height, left : left + width])
         # In these strides torch sees channels-last, and takes its kernel for bytes: four times as fast as Pillow's,
         # whose values it meets within one step nearly everywhere. [None] after permute would hide them from it.
         batch = torch.from_numpy(part)[None].permute(0, 3, 1, 2)
         square = F.interpolate(batch, (self.size, self.size), mode=self.interpolation, antialias=True)
-        resized = square[0, :3].permute(1, 2, 0).numpy()
-        return self._normalised(resized[:, ::-1] if self.flip and draws[-1][0] < 0.5 else resized)
+        return square[0, :3].permute(1, 2, 0).numpy()
 
     def _box(self, width: int, height: int, draws: Draws) -> tuple[int, int, int, int]:
         """Left, top, width and height, as torchvision's RandomResizedCrop draws them."""
@@ -95,6 +103,25 @@ class Augment(PixelTransform):
                 return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
         w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
         return (width - w) // 2, (height - h) // 2, w, h
+
+
+class PaddedCrop(Augment):
+    """The photo, shifted by up to `PADDING` pixels each way over black, mirrored half of the time."""
+
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], flip: bool, interpolation: str) -> None:
+        super().__init__(size, mean, std, 1.0, flip, interpolation)
+
+    def _square(self, pixels: np.ndarray, draws: Draws) -> np.ndarray:
+        side = self.size + 2 * PADDING
+        canvas = np.zeros((side, side, 3), dtype=np.uint8)
+        canvas[PADDING:-PADDING, PADDING:-PADDING] = super()._square(pixels, draws)
+        left, top = (int(draw * (2 * PADDING + 1)) for draw in draws[0][2:])
+        return canvas[top : top + self.size, left : left + self.size]
+
+    def _box(self, width: int, height: int, draws: Draws) -> tuple[int, int, int, int]:
+        """The square in the middle."""
+        side = min(width, height)
+        return (width - side) // 2, (height - side) // 2, side, side
 
 
 class Preprocess(PixelTransform):
@@ -172,24 +199,33 @@ def train_transform(
     min_scale: float = 0.5,
     flip: bool = True,
     interpolation: str = "bicubic",
+    crop: str = "resized",
 ) -> Augment:
-    """Augmentation for training: a random part of the photo resized to a square, mirrored half of the time.
+    """Augmentation for training: a random square of the photo, mirrored half of the time.
 
-    The part's share of the area is uniform in `min_scale..1`, the logarithm of its width over height uniform between
-    those of 3/4 and 4/3.
+    `resized`: a random part of the photo, resized. Its share of the area is uniform in `min_scale..1`, the logarithm of
+    its width over height uniform between those of 3/4 and 4/3.
+
+    `padded`, for small photos such as CIFAR's: 4 pixels of black, which is 0 before normalisation, are put around the
+    photo, and a square of `size` pixels cut out at a random place, all 81 alike. (Of a photo that is not of `size`
+    pixels the square in the middle is resized to it first.)
 
     Args:
         size: side of the square, in pixels.
         mean: mean of each channel, in 0..1.
         std: standard deviation of each channel, in 0..1.
-        min_scale: smallest share of the photo's area to cut out, in (0, 1].
+        min_scale: smallest share of the photo's area to cut out, in (0, 1]; without effect where `crop` is `padded`.
         flip: whether to mirror left and right (False where left and right mean something, as in digits).
         interpolation: bicubic or bilinear, with antialiasing.
+        crop: `resized` or `padded`.
 
     Returns:
         PIL RGB image, or its pixels `(H, W, 3)` uint8, -> `(3, size, size)` float32. All draws come from torch's CPU
         generator.
     """
+    _one_of("crop", crop, CROPS)
+    if crop == "padded":
+        return PaddedCrop(size, mean, std, flip, interpolation)
     return Augment(size, mean, std, min_scale, flip, interpolation)
 
 

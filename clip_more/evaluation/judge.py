@@ -16,10 +16,17 @@ from clip_more.data.prepared import prepared_settings
 from clip_more.evaluation.chance import chance_map
 from clip_more.evaluation.predict import Predictions, predict_logits
 from clip_more.evaluation.results import Protocol, Results, identify
-from clip_more.models.classifier import Classifier, load_classifier
+from clip_more.models.classifier import (
+    AnyClassifier,
+    Classifier,
+    Encoder,
+    FeatureClassifier,
+    load_classifier,
+    load_encoder_of,
+)
 from clip_more.models.clip import Clip, load_clip
+from clip_more.models.head_files import read_description
 from clip_more.models.heads import PromptHead
-from clip_more.models.multilabel import read_multilabel
 from clip_more.models.prompts import class_prompts, load_templates
 
 if TYPE_CHECKING:
@@ -32,7 +39,7 @@ def judge_checkpoint(
     """Results of an exported classifier on a recipe's test photos.
 
     Args:
-        folder: A folder with `multilabel.json`, such as a run's `merged/`.
+        folder: A folder with `multilabel.json` or `head.json`, such as a run's `merged/`.
         config: Names the protocol, batch size and workers.
         data: Its test photos are judged; groups come from its profile.
         accelerator: Splits the photos over its processes.
@@ -43,13 +50,13 @@ def judge_checkpoint(
     """
     classifier, names = load_classifier(folder, config.geometry)
     _same_classes(names, data, folder)
-    content, row = read_multilabel(folder), Path(folder).name
+    content, row = read_description(folder), Path(folder).name
     thresholds = content.get("thresholds")
     predictions = _logits(classifier, config, data, accelerator, "evaluating")
     results = results_of(
         config,
         data,
-        classifier.clip,
+        classifier.encoder,
         predictions,
         {row: predictions.scores},
         content.get("trained_from") or "unknown",
@@ -62,7 +69,7 @@ def judge_checkpoint(
 
 
 def judge_run(folder: str | Path, config: TrainConfig, data: LongTailData, accelerator: Accelerator) -> Results:
-    """The untouched CLIP by prompts, the general part alone, and the merged model, each by group.
+    """The untouched CLIP by prompts (of a CLIP), the general part alone, and the merged model, each by group.
 
     Args:
         folder: Of a finished run.
@@ -76,47 +83,58 @@ def judge_run(folder: str | Path, config: TrainConfig, data: LongTailData, accel
     """
     folder = Path(folder)
     merged, names = load_classifier(folder / "merged", config.geometry)
-    content = read_multilabel(folder / "merged")
+    content = read_description(folder / "merged")
     _same_classes(names, data, folder / "merged")
-    prompts = class_prompts(names, load_templates(config.templates), config.class_prompts)
-    sources = {"zero-shot": config.model}
-    if (folder / "general").is_dir():
-        sources["general"] = str(folder / "general")
     scores: dict[str, np.ndarray] = {}
-    start = ""
-    for row, source in sources.items():
-        clip = load_clip(source, image_size=config.image_size, geometry=config.geometry, seed=config.seed)
-        start = start or clip.source
-        scale = float(clip.model.logit_scale.detach().exp())
-        classifier = Classifier(clip, PromptHead(clip, prompts, scale=scale)).eval()
-        if row == "general":
-            classifier.head.load_state_dict(merged.head.state_dict())
-        scores[row] = _logits(classifier, config, data, accelerator, row).scores
+    start = config.model
+    if isinstance(merged.encoder, Clip):
+        clip = load_clip(config.model, image_size=config.image_size, geometry=config.geometry, seed=config.seed)
+        start = clip.source
+        scores["zero-shot"] = _logits(_by_prompts(clip, names, config), config, data, accelerator, "zero-shot").scores
+    if (folder / "general").is_dir():
+        general = _general(folder / "general", merged, names, config)
+        scores["general"] = _logits(general, config, data, accelerator, "general").scores
     predictions = _logits(merged, config, data, accelerator, "merged")
     scores["merged"] = predictions.scores
     fitted = None if content.get("thresholds") is None else {"merged": np.asarray(content["thresholds"])}
-    results = results_of(config, data, merged.clip, predictions, scores, start, fitted)
+    results = results_of(config, data, merged.encoder, predictions, scores, start, fitted)
     results.protocol = _selected_as(content, results.protocol)
     results.chance = chance_map(predictions.targets, data.profile, known=predictions.known)
     results.checkpoint = identify(folder / "merged")
     return results
 
 
-def _selected_as(multilabel: dict[str, Any], protocol: Protocol) -> Protocol:
+def _by_prompts(clip: Clip, names: list[str], config: TrainConfig) -> Classifier:
+    prompts = class_prompts(names, load_templates(config.templates), config.class_prompts)
+    return Classifier(clip, PromptHead(clip, prompts, scale=float(clip.model.logit_scale.detach().exp()))).eval()
+
+
+def _general(folder: Path, merged: AnyClassifier, names: list[str], config: TrainConfig) -> AnyClassifier:
+    """The general part of a run, under the head of the merged model."""
+    encoder = load_encoder_of(folder, config.geometry)
+    if isinstance(merged, FeatureClassifier):
+        return FeatureClassifier(encoder, merged.head).eval()
+    assert isinstance(encoder, Clip)
+    classifier = _by_prompts(encoder, names, config)
+    classifier.head.load_state_dict(merged.head.state_dict())
+    return classifier
+
+
+def _selected_as(description: dict[str, Any], protocol: Protocol) -> Protocol:
     """The protocol with what the checkpoint itself says it was chosen on, whatever the recipe at hand says."""
-    return replace(protocol, selection=multilabel.get("selection", "unknown"))
+    return replace(protocol, selection=description.get("selection", "unknown"))
 
 
-def protocol_of(config: TrainConfig, clip: Clip) -> Protocol:
-    """The protocol that a recipe declares; geometry and interpolation are those of the CLIP."""
+def protocol_of(config: TrainConfig, encoder: Encoder) -> Protocol:
+    """The protocol that a recipe declares; geometry and interpolation are those of the encoder."""
     selected = "legacy_test" if config.legacy_select_on_test else "held_out"
     return Protocol(
         score=config.score,
         ap=config.ap,
         difficult=_difficult(config),
         unlabelled=config.unlabelled,
-        geometry=clip.geometry,
-        interpolation=clip.interpolation,
+        geometry=encoder.geometry,
+        interpolation=encoder.interpolation,
         views=config.views,
         selection=selected if config.keep == "best" else "none",
     )
@@ -133,7 +151,7 @@ def _difficult(config: TrainConfig) -> str | None:
 def results_of(
     config: TrainConfig,
     data: LongTailData,
-    clip: Clip,
+    encoder: Encoder,
     predictions: Predictions,
     scores: dict[str, np.ndarray],
     start: str,
@@ -144,7 +162,7 @@ def results_of(
     Args:
         config: The recipe.
         data: Its test photos and class profile.
-        clip: Says how photos were brought into a square.
+        encoder: Says how photos were brought into a square.
         predictions: Of any of the models; its labels are used.
         scores: Row name to test logits (N, C).
         start: What the row `zero-shot`, or the fine-tuning, started from: random weights are named as such.
@@ -157,11 +175,11 @@ def results_of(
         "start": start,
         **data.facts,
     }
-    stored = data.facts.get("prepared", {}).get("short_side", clip.image_size)
-    if stored < clip.image_size:
+    stored = data.facts.get("prepared", {}).get("short_side", encoder.image_size)
+    if stored < encoder.image_size:
         warnings.warn(
-            f"the prepared photos have a shorter side of {stored} pixels, and the model wants {clip.image_size}: they "
-            "are enlarged; prepare them again with a larger --short_side",
+            f"the prepared photos have a shorter side of {stored} pixels, and the model wants {encoder.image_size}: "
+            "they are enlarged; prepare them again with a larger --short_side",
             stacklevel=2,
         )
     return Results.from_scores(
@@ -169,7 +187,7 @@ def results_of(
         scores,
         data.profile,
         known=predictions.known,
-        protocol=protocol_of(config, clip),
+        protocol=protocol_of(config, encoder),
         thresholds=thresholds,
         bootstrap=config.bootstrap,
         single_label=config.task == "single_label",
@@ -178,7 +196,7 @@ def results_of(
 
 
 def _logits(
-    classifier: Classifier, config: TrainConfig, data: LongTailData, accelerator: Accelerator, label: str
+    classifier: AnyClassifier, config: TrainConfig, data: LongTailData, accelerator: Accelerator, label: str
 ) -> Predictions:
     classifier.to(accelerator.device)
     return predict_logits(

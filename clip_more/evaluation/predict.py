@@ -16,7 +16,7 @@ from tqdm import tqdm
 from clip_more.data.loading import batches, photo_loader
 from clip_more.data.photos import Photos
 from clip_more.data.transforms import test_transform
-from clip_more.models.classifier import Classifier
+from clip_more.models.classifier import AnyClassifier, Encoder
 from clip_more.models.clip import Clip
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Predictions:
 
 
 def predict_logits(
-    classifier: Classifier,
+    classifier: AnyClassifier,
     dataset: datasets.Dataset,
     accelerator: Accelerator,
     *,
@@ -67,9 +67,29 @@ def predict_logits(
     Raises:
         PhotoError: A photo cannot be read, or its worker is stuck or dead.
     """
-    with torch.no_grad(), _evaluating(classifier), classifier.head.text_once(classifier.clip):
+    with torch.no_grad(), _evaluating(classifier), classifier.judging():
         return _run(
-            classifier, classifier.clip, dataset, accelerator, batch_size, workers, label, views, worker_timeout
+            classifier, classifier.encoder, dataset, accelerator, batch_size, workers, label, views, worker_timeout
+        )
+
+
+def raw_features(
+    encoder: Encoder,
+    dataset: datasets.Dataset,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    workers: int,
+    label: str,
+    worker_timeout: float = 300.0,
+) -> Predictions:
+    """Features (N, D) of every photo as the encoder gives them, float32, of any length: what a head reads.
+
+    Arguments as in `predict_logits`.
+    """
+    with torch.no_grad(), _evaluating(encoder):
+        return _run(
+            _Features(encoder), encoder, dataset, accelerator, batch_size, workers, label, "one", worker_timeout
         )
 
 
@@ -104,6 +124,15 @@ def preprocessing(clip: Clip) -> dict[str, Any]:
     }
 
 
+class _Features(nn.Module):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.encoder.encode_image(pixel_values)
+
+
 class _ImageTower(nn.Module):
     def __init__(self, clip: Clip) -> None:
         super().__init__()
@@ -126,7 +155,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 def _run(
     module: nn.Module,
-    clip: Clip,
+    encoder: Encoder,
     dataset: datasets.Dataset,
     accelerator: Accelerator,
     batch_size: int,
@@ -136,11 +165,11 @@ def _run(
     worker_timeout: float,
 ) -> Predictions:
     transform = test_transform(
-        clip.image_size,
-        clip.image_mean,
-        clip.image_std,
-        geometry=clip.geometry,
-        interpolation=clip.interpolation,
+        encoder.image_size,
+        encoder.image_mean,
+        encoder.image_std,
+        geometry=encoder.geometry,
+        interpolation=encoder.interpolation,
         views=views,
     )
     photos = Photos(dataset, transform)

@@ -192,6 +192,8 @@ def as_table(
     causes: Sequence[str],
     names: Sequence[str],
     thresholds: Sequence[float] | None,
+    *,
+    softmax: bool = False,
 ) -> pa.Table:
     """A part's rows.
 
@@ -201,14 +203,20 @@ def as_table(
         causes: N sentences why a photo could not be read; "" where it could.
         names: C classes.
         thresholds: C probabilities from which on a class is present; 0.5 without them.
+        softmax: Every photo shows exactly one class: probabilities are a softmax, and the class of the highest is
+            present.
 
     Returns:
         `image_id`, a float32 column of probabilities for each class (null where the photo could not be read), `labels`
         (names of the classes present), and `cause`.
     """
-    probabilities = sigmoid(logits)
     broken = np.array([bool(cause) for cause in causes], dtype=bool)
-    present = probabilities >= (0.5 if thresholds is None else np.asarray(thresholds))
+    if softmax:
+        probabilities = _softmax(logits)
+        present = np.arange(len(names)) == logits.argmax(axis=1)[:, None]
+    else:
+        probabilities = sigmoid(logits)
+        present = probabilities >= (0.5 if thresholds is None else np.asarray(thresholds))
     present[broken] = False
     rows, classes = np.nonzero(present)
     ends = np.searchsorted(rows, np.arange(len(image_ids) + 1)).astype(np.int32)
@@ -219,6 +227,11 @@ def as_table(
     columns["labels"] = labels
     columns[_CAUSE] = pa.array([cause or None for cause in causes], pa.string())
     return pa.table(columns)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def class_columns(names: Sequence[str]) -> list[str]:

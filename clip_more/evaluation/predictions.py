@@ -22,6 +22,7 @@ from clip_more.data.opening import PhotoError
 from clip_more.data.photos import Photos
 from clip_more.data.transforms import Preprocess
 from clip_more.evaluation.prediction_parts import Part, PredictionParts, as_table
+from clip_more.models.classifier import FeatureClassifier
 from clip_more.models.image_classifier import Description, ImageClassifier
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def prediction_parts(
 def predict_parts(
     parts: PredictionParts,
     absent: Sequence[Part],
-    module: ImageClassifier,
+    module: ImageClassifier | FeatureClassifier,
     description: Description,
     dataset: datasets.Dataset,
     accelerator: Accelerator,
@@ -131,11 +132,12 @@ def predict_parts(
                 causes += batch["cause"]
                 bar.update(len(batch["cause"]))
             names = ids[part.photos.start : part.photos.stop]["image_id"]
-            table = as_table(names, np.concatenate(logits), causes, description.class_names, description.thresholds)
+            scores, classes = np.concatenate(logits), description.class_names
+            table = as_table(names, scores, causes, classes, description.thresholds, softmax=description.softmax)
             parts.write(part, table)
 
 
-def _logits(module: ImageClassifier, pixel_values: Tensor, accelerator: Accelerator) -> np.ndarray:
+def _logits(module: ImageClassifier | FeatureClassifier, pixel_values: Tensor, accelerator: Accelerator) -> np.ndarray:
     """(N, C) float32 of photos (N, 3, H, W), or of their views (N, V, 3, H, W), averaged."""
     with accelerator.autocast():
         logits = module(pixel_values.flatten(0, -4)).float()

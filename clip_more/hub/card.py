@@ -43,8 +43,22 @@ text = text / text.norm(dim=-1, keepdim=True)
 logits = model.logit_scale.exp() * outputs.image_embeds @ text.T + torch.tensor(head["bias"])
 """
 _PRINT = """\
-for name, probability in zip(head["class_names"], logits[0].sigmoid().tolist()):
+for name, probability in zip(head["class_names"], logits[0].{probability}.tolist()):
     print(f"{name}: {probability:.3f}")
+"""
+_FEATURE_USAGE = """\
+import torch
+from PIL import Image
+
+from clip_more.models.classifier import load_classifier
+from clip_more.models.image_classifier import describe
+
+classifier, names = load_classifier(".")  # this folder
+transform = describe(classifier.encoder, names).transform()
+image = transform(Image.open("photo.jpg").convert("RGB"))
+with torch.no_grad():
+    logits = classifier(image[None])[0]
+print(names[logits.argmax()])
 """
 
 
@@ -76,6 +90,35 @@ def model_card(
     parts += ["## Usage", _usage(multilabel, repo_id, open_clip)]
     parts += ["## Training", _training(multilabel, config)]
     return f"---\n{_metadata(name, multilabel, results)}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def feature_card(
+    *, name: str, head: str, content: dict[str, Any], results: Results | None, config: TrainConfig, figure: str | None
+) -> str:
+    """The text of a README.md for a classifier with a head on features.
+
+    Args:
+        name: Title.
+        head: Kind of the head.
+        content: Of `head.json`.
+        results: Figures by group.
+        config: The run's recipe.
+        figure: File name of the figure beside the card.
+    """
+    from huggingface_hub import ModelCardData
+
+    metadata = ModelCardData(license="apache-2.0", pipeline_tag="image-classification", tags=_TAGS).to_yaml()
+    summary = (
+        f"An image classifier of {len(content['class_names'])} classes with a long tail: an encoder (`config.json`, "
+        f"`model.safetensors`) and a {head.replace('_', ' ')} head on its features (`head.json`, `head.safetensors`)."
+    )
+    parts = [f"# {name}", summary]
+    if results is not None:
+        parts += ["## Results", _results(results)]
+        if figure:
+            parts.append(f"![AP per class against train frequency, before and after]({figure})")
+    parts += ["## Usage", f"```python\n{_FEATURE_USAGE}```", "## Training", _training(content, config)]
+    return f"---\n{metadata}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
 def public_name(source: str) -> str:
@@ -162,9 +205,14 @@ def _usage(multilabel: dict[str, Any], repo_id: str | None, open_clip: bool) -> 
     folder = f'snapshot_download("{repo_id}")' if repo_id else '"."  # this folder'
     extra = "\nfrom huggingface_hub import snapshot_download" if repo_id else ""
     logits = _LOGITS if len(multilabel["prompts"][0]) == 1 else _ENSEMBLE_LOGITS
+    softmax = multilabel.get("softmax", False)
+    # Not by format(): the text has braces of its own.
+    printed = _PRINT.replace("{probability}", "softmax(dim=0)" if softmax else "sigmoid()")
     parts = [
-        f"```python\n{_LOAD.format(folder=folder, extra=extra)}{logits}{_PRINT}```",
-        "Each class has a probability of its own. The zero-shot pipeline "
+        f"```python\n{_LOAD.format(folder=folder, extra=extra)}{logits}{printed}```",
+        "Each photo has one class: probabilities are a softmax over the classes, biases included."
+        if softmax
+        else "Each class has a probability of its own. The zero-shot pipeline "
         '(`pipeline("zero-shot-image-classification")` with `hypothesis_template="{}"` and these prompts) loads this '
         "model too, but it leaves the bias out and takes a softmax over the classes, as if a photo showed exactly one: "
         "its scores are no multi-label scores.",

@@ -21,10 +21,12 @@ import torch
 from clip_more.data.transforms import GEOMETRIES, INTERPOLATIONS
 from clip_more.evaluation.results import identify, versions
 from clip_more.files import filled_aside
-from clip_more.models.classifier import load_classifier
+from clip_more.models.classifier import FeatureClassifier, load_classifier
+from clip_more.models.head_files import FILE as HEAD_FILE
+from clip_more.models.head_files import WEIGHTS as HEAD_WEIGHTS
+from clip_more.models.head_files import read_description
 from clip_more.models.image_classifier import Description, ImageClassifier, describe, fold
 from clip_more.models.multilabel import FILE as MULTILABEL_FILE
-from clip_more.models.multilabel import read_multilabel
 from clip_more.models.processor import clip_image_processor
 
 if TYPE_CHECKING:
@@ -115,8 +117,11 @@ def load_image_classifier(folder: str | os.PathLike[str]) -> tuple[ImageClassifi
     return module, description
 
 
-def open_checkpoint(checkpoint: str | os.PathLike[str]) -> tuple[ImageClassifier, Description, dict[str, str | None]]:
-    """The image classifier of a finished run, of a folder with `multilabel.json`, or of an exported one.
+def open_checkpoint(
+    checkpoint: str | os.PathLike[str],
+) -> tuple[ImageClassifier | FeatureClassifier, Description, dict[str, str | None]]:
+    """The classifier without a text tower of a finished run, of a folder with `multilabel.json` or `head.json`, or of
+    an exported one.
 
     Returns:
         The module, its description, and the SHA-256 of each file that decides what it says.
@@ -133,18 +138,22 @@ def open_checkpoint(checkpoint: str | os.PathLike[str]) -> tuple[ImageClassifier
         return module, description, _digests(folder, (FILE, *_READ))
     if (folder / "config.yaml").is_file():
         folder = folder / "merged"
-        if not (folder / MULTILABEL_FILE).is_file():
+        if not folder.is_dir():
             raise FileNotFoundError(f"{checkpoint} is not finished: it has no merged checkpoint yet")
-    if not (folder / MULTILABEL_FILE).is_file():
+    if not any((folder / name).is_file() for name in (MULTILABEL_FILE, HEAD_FILE)):
         raise FileNotFoundError(
-            f"{folder} is neither a run nor a classifier: it has no config.yaml, {MULTILABEL_FILE} or {FILE}"
+            f"{folder} is neither a run nor a classifier: it has no config.yaml, {MULTILABEL_FILE}, {HEAD_FILE} or "
+            f"{FILE}"
         )
     classifier, names = load_classifier(folder)
-    thresholds = read_multilabel(folder).get("thresholds")
+    content = read_description(folder)
+    thresholds, softmax = content.get("thresholds"), bool(content.get("softmax", False))
     weights = identify(folder)["sha256"]
     made_from = f"{folder.name} of {folder.resolve().parent.name}, model.safetensors {weights or 'in another form'}"
-    description = replace(describe(classifier.clip, names, thresholds, made_from), versions=versions())
+    description = replace(describe(classifier.encoder, names, thresholds, made_from, softmax), versions=versions())
     of_open_clip = ("open_clip_config.json", "open_clip_model.safetensors")
+    if isinstance(classifier, FeatureClassifier):
+        return classifier, description, _digests(folder, (HEAD_FILE, HEAD_WEIGHTS, CONFIG, TOWER))
     return fold(classifier), description, _digests(folder, (MULTILABEL_FILE, CONFIG, TOWER, *of_open_clip))
 
 
@@ -182,8 +191,12 @@ def _content(folder: Path) -> dict[str, Any]:
     return content
 
 
+# Files of before have no `softmax`.
+_DESCRIBED = [field.name for field in fields(Description) if field.name != "softmax"]
+
+
 def _description(content: Mapping[str, Any], path: Path) -> Description:
-    absent = [field.name for field in fields(Description) if field.name not in content]
+    absent = [name for name in _DESCRIBED if name not in content]
     if absent:
         raise ValueError(f"{path} lacks {absent[0]}; export it again")
     for key, kind, what in (("versions", dict, "object"), ("made_from", str, "text"), ("image_size", int, "number")):
@@ -196,7 +209,9 @@ def _description(content: Mapping[str, Any], path: Path) -> Description:
         if not isinstance(value, list) or not all(isinstance(part, str) if names else _finite(part) for part in value):
             what = "texts" if names else "finite numbers"
             raise ValueError(f"{path}: {key} is no list of {what}; export it again")
-    return Description(**{field.name: content[field.name] for field in fields(Description)})
+    if not isinstance(content.get("softmax", False), bool):
+        raise ValueError(f"{path}: softmax is neither true nor false; export it again")
+    return Description(**{name: content[name] for name in _DESCRIBED}, softmax=content.get("softmax", False))
 
 
 def _finite(value: Any) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from clip_more.config import LOSSES_OF_ONE_LABEL
 from clip_more.files import filled_aside
 from clip_more.models.clip import Clip
 from clip_more.models.convert import hf_to_open_clip, open_clip_config
@@ -67,8 +68,8 @@ def export_model(
     if multilabel is not None:
         check_multilabel(multilabel)
         scale = multilabel["logit_scale"]
-    with _replaced(folder) as aside:
-        _write_transformers(clip, aside, scale)
+    with replaced(folder) as aside:
+        write_transformers(clip, aside, scale)
         _write_open_clip(clip, aside, scale)
         if multilabel is not None:
             _write_json(aside / MULTILABEL_FILE, multilabel)
@@ -112,16 +113,17 @@ def export_run(
         trained_from=public_name(clip.source),
         geometry=clip.geometry,
         selection=results.protocol.selection if results is not None else "unknown",
+        softmax=config.loss in LOSSES_OF_ONE_LABEL,
     )
     model: nn.Module = clip.model
     if tail_parameters(model):
-        with _replaced(folder / "general") as aside:
-            _write_transformers(_with_model(clip, general_part(model)), aside, multilabel["logit_scale"])
-        with _replaced(folder / "tail") as aside:
+        with replaced(folder / "general") as aside:
+            write_transformers(with_model(clip, general_part(model)), aside, multilabel["logit_scale"])
+        with replaced(folder / "tail") as aside:
             save_tail(model, aside, base="../general")
         model = merge_tail(model)
     with tempfile.TemporaryDirectory() as scratch:
-        figure = _draw(results, Path(scratch) / FIGURE)
+        figure = draw(results, Path(scratch) / FIGURE)
         card = model_card(
             name=config.run_name,
             multilabel=multilabel,
@@ -130,10 +132,11 @@ def export_run(
             figure=FIGURE if figure else None,
             open_clip=_open_clip_problem(clip) is None,
         )
-        return export_model(_with_model(clip, model), folder / "merged", multilabel=multilabel, card=card, files=figure)
+        return export_model(with_model(clip, model), folder / "merged", multilabel=multilabel, card=card, files=figure)
 
 
-def _write_transformers(clip: Clip, folder: Path, logit_scale: float | None) -> None:
+def write_transformers(clip: Clip, folder: Path, logit_scale: float | None) -> None:
+    """A plain CLIP as transformers saves it, with another logit scale where one is given."""
     from transformers import CLIPProcessor
 
     clip.model.save_pretrained(folder, state_dict=_plain_state(clip.model.state_dict(), logit_scale))
@@ -171,11 +174,13 @@ def _plain_state(state: dict[str, Tensor], logit_scale: float | None) -> dict[st
     return {**state, "logit_scale": value}
 
 
-def _with_model(clip: Clip, model: nn.Module) -> Clip:
+def with_model(clip: Clip, model: nn.Module) -> Clip:
+    """The same tokenizer and preprocessing around another CLIPModel."""
     return Clip(model, clip.tokenizer, clip.image_processor, clip.source, clip.geometry)  # type: ignore[arg-type]
 
 
-def _draw(results: Results | None, path: Path) -> dict[str, Path]:
+def draw(results: Results | None, path: Path) -> dict[str, Path]:
+    """The figure of a card, by file name; empty where there is nothing to compare with, or no matplotlib."""
     if results is None or not {"zero-shot", "merged"} <= results.ap.keys():
         return {}
     from clip_more.evaluation.plots import plot_ap_by_frequency
@@ -194,7 +199,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _replaced(folder: str | os.PathLike[str]) -> Iterator[Path]:
+def replaced(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """`filled_aside`, for a folder that is free or holds an earlier export."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():

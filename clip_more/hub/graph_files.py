@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from clip_more.files import written_aside
+from clip_more.models.classifier import FeatureClassifier
 from clip_more.models.image_classifier import Description, ImageClassifier
 
 # Under this key an ONNX file's metadata, and under this name a .pt2's extra files, hold the description as JSON.
@@ -34,7 +35,7 @@ Runner = Callable[[Tensor], Tensor]
 
 def write_graph(
     path: str | os.PathLike[str],
-    module: ImageClassifier,
+    module: ImageClassifier | FeatureClassifier,
     description: Description,
     form: str,
     photos: Sequence[str] = (),
@@ -66,7 +67,7 @@ def write_graph(
     with written_aside(path) as aside:
         run = (_write_onnx if form == "onnx" else _write_torch)(aside, module, pixel_values, text)
         difference = largest_difference(module, run, pixel_values)
-        limit = TOLERANCE * max(1.0, float(module.weight.norm(dim=1).max()))
+        limit = TOLERANCE * max(1.0, _largest_logit(module, pixel_values))
         if not difference <= limit:
             raise ValueError(
                 f"{path} was not written: its logits differ from torch's by up to {difference:.1e}, and {limit:.1e} is "
@@ -76,7 +77,15 @@ def write_graph(
 
 
 @torch.no_grad()
-def largest_difference(module: ImageClassifier, run: Runner, pixel_values: Tensor) -> float:
+def _largest_logit(module: ImageClassifier | FeatureClassifier, pixel_values: Tensor) -> float:
+    """What rounding errors of a logit are in proportion to."""
+    if isinstance(module, ImageClassifier):
+        return float(module.weight.norm(dim=1).max())
+    return float(module(pixel_values).abs().max())
+
+
+@torch.no_grad()
+def largest_difference(module: ImageClassifier | FeatureClassifier, run: Runner, pixel_values: Tensor) -> float:
     """Of logits, for the whole batch and for its first photo alone; nan counts as infinite."""
     far = 0.0
     for batch in (pixel_values, pixel_values[:1]):
@@ -89,7 +98,7 @@ def largest_difference(module: ImageClassifier, run: Runner, pixel_values: Tenso
     return far
 
 
-def check_batch(module: ImageClassifier, description: Description, photos: Sequence[str]) -> Tensor:
+def check_batch(module: ImageClassifier | FeatureClassifier, description: Description, photos: Sequence[str]) -> Tensor:
     """(N, 3, H, W) of these photos, at most 8 of them, or three random ones.
 
     Raises:
@@ -106,13 +115,13 @@ def check_batch(module: ImageClassifier, description: Description, photos: Seque
     return torch.cat([*(row[None] for row in rows), torch.randn(3, 3, size, size, generator=generator)])
 
 
-def _write_torch(path: Path, module: ImageClassifier, pixel_values: Tensor, text: str) -> Runner:
+def _write_torch(path: Path, module: ImageClassifier | FeatureClassifier, pixel_values: Tensor, text: str) -> Runner:
     program = _program(module, pixel_values)
     torch.export.save(program, path, extra_files={EXTRA_FILE: text})
     return torch.export.load(path).module()
 
 
-def _write_onnx(path: Path, module: ImageClassifier, pixel_values: Tensor, text: str) -> Runner:
+def _write_onnx(path: Path, module: ImageClassifier | FeatureClassifier, pixel_values: Tensor, text: str) -> Runner:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 (torch asks for it later, in other words)
@@ -134,7 +143,7 @@ def _write_onnx(path: Path, module: ImageClassifier, pixel_values: Tensor, text:
     return lambda pixels: torch.from_numpy(session.run(["logits"], {"pixel_values": pixels.numpy()})[0])
 
 
-def _program(module: ImageClassifier, pixel_values: Tensor) -> torch.export.ExportedProgram:
+def _program(module: ImageClassifier | FeatureClassifier, pixel_values: Tensor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch")
     with torch.no_grad(), _quiet():
         return torch.export.export(module, (pixel_values[:2],), dynamic_shapes={"pixel_values": {0: batch}})

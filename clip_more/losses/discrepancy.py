@@ -31,7 +31,9 @@ class DiscrepancyLoss(nn.Module):
         weighting: `label` or `sample`.
         sample_reduce: `min`, `mean` or `max` over an image's positives, for `sample`.
         prior_exponent: q in `pi_c = n_c^q / sum n^q`: 1 the prior, 0 uniform weights, below 0 inverse ones.
-        distance: `l2`, or `kl`: `KL(sigmoid z_full || sigmoid z_general)` of each class in place of Delta squared.
+        distance: `l2`, or `kl` in place of Delta squared: `KL(sigmoid z_full || sigmoid z_general)` of each class.
+        softmax: The base loss is one softmax over the classes: `kl` is then of the softmax, its term of class c being
+            `p_c (log p_c - log q_c)`.
         reduction: Over the classes of an image: `sum` (published) or `mean`.
         scale_free: Divide both logits by the standard deviation of the full ones (no gradient through it), so that
             CLIP's logit scale does not set the strength.
@@ -50,6 +52,7 @@ class DiscrepancyLoss(nn.Module):
         sample_reduce: str = "min",
         prior_exponent: float = 1.0,
         distance: str = "l2",
+        softmax: bool = False,
         reduction: str = "sum",
         scale_free: bool = False,
         centred: bool = False,
@@ -73,6 +76,7 @@ class DiscrepancyLoss(nn.Module):
         self.weighting = weighting
         self.sample_reduce = sample_reduce
         self.distance = distance
+        self.softmax = softmax
         self.reduction = check_reduction(reduction)
         self.scale_free = scale_free
         self.centred = centred
@@ -124,7 +128,7 @@ class DiscrepancyLoss(nn.Module):
 
     def class_weights(self) -> Tensor | None:
         """(C,) by which classes are best drawn for a share; None where all are needed."""
-        if self.centred:
+        if self.centred or (self.softmax and self.distance == "kl"):
             return None
         return self.prior if self.weighting == "label" else torch.ones_like(self.prior)
 
@@ -139,8 +143,11 @@ class DiscrepancyLoss(nn.Module):
         return total / (len(self.prior) if known is None else known.sum(dim=1).clamp_min(1))
 
     def _distance(self, full: Tensor, general: Tensor, known: Tensor | None) -> Tensor:
-        """(N, C) terms: Delta squared, or the Bernoulli KL of each class."""
+        """(N, C) terms: Delta squared, or those of the KL divergence."""
         delta = full - general
+        if self.distance == "kl" and self.softmax:
+            log_full, log_general = F.log_softmax(full, dim=1), F.log_softmax(general, dim=1)
+            return log_full.exp() * (log_full - log_general)
         if self.distance == "kl":
             # log p - log(1 - p) = z and log(1 - p) = -softplus(z) give the KL without a logarithm of a probability.
             return torch.sigmoid(full) * delta - F.softplus(full) + F.softplus(general)

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from transformers import CLIPVisionModelWithProjection
 
-    from clip_more.models.classifier import Classifier
-    from clip_more.models.clip import Clip
+    from clip_more.models.classifier import Classifier, Encoder
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class Description:
         image_std: Standard deviation of each channel, divided by after that.
         made_from: Where the weights came from.
         versions: Of Python and the libraries that made it.
+        softmax: Whether it was trained for exactly one class a photo: probabilities are then those of a softmax over
+            the classes, and not of a sigmoid each.
     """
 
     class_names: list[str]
@@ -46,6 +47,7 @@ class Description:
     image_std: list[float]
     made_from: str = "unknown"
     versions: dict[str, str] = field(default_factory=dict)
+    softmax: bool = False
 
     def transform(self, views: str = "one") -> Preprocess:
         """From a photo to what the classifier reads; `views` as in `test_transform`."""
@@ -60,9 +62,13 @@ class Description:
 
 
 def describe(
-    clip: Clip, class_names: Sequence[str], thresholds: Sequence[float] | None = None, made_from: str = "unknown"
+    clip: Encoder,
+    class_names: Sequence[str],
+    thresholds: Sequence[float] | None = None,
+    made_from: str = "unknown",
+    softmax: bool = False,
 ) -> Description:
-    """The description of what `fold` makes of a classifier over `clip`."""
+    """The description of what `fold` makes of a classifier over `clip`, or of one with a head on features."""
     return Description(
         list(class_names),
         None if thresholds is None else [float(value) for value in thresholds],
@@ -72,6 +78,7 @@ def describe(
         list(clip.image_mean),
         list(clip.image_std),
         made_from,
+        softmax=softmax,
     )
 
 

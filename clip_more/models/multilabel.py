@@ -24,6 +24,7 @@ def make_multilabel(
     trained_from: str | None = None,
     geometry: str = "crop",
     selection: str = "unknown",
+    softmax: bool = False,
 ) -> dict[str, Any]:
     """The content of `multilabel.json`: `logit_c = logit_scale * cos(image, t_c) + bias_c`.
 
@@ -37,6 +38,7 @@ def make_multilabel(
         trained_from: The checkpoint that training started from.
         geometry: How photos are brought into a square: `crop`, `squash` or `pad`.
         selection: What the weights were chosen on, as a result's protocol says it.
+        softmax: Whether probabilities are a softmax over the classes: the model was trained for one class a photo.
 
     Raises:
         ValueError: See `check_multilabel`.
@@ -52,6 +54,7 @@ def make_multilabel(
         "trained_from": trained_from,
         "geometry": geometry,
         "selection": selection,
+        **({"softmax": True} if softmax else {}),
     }
     check_multilabel(content)
     return content
@@ -76,6 +79,8 @@ def check_multilabel(content: dict[str, Any], where: str = FILE) -> None:
         raise ValueError(f"{where}: every class needs the same number of prompts, at least one")
     if content.get("geometry", "crop") not in ("crop", "squash", "pad"):
         raise ValueError(f"{where}: geometry is {content['geometry']!r}; it must be crop, squash or pad")
+    if not isinstance(content.get("softmax", False), bool):
+        raise ValueError(f"{where}: softmax is neither true nor false")
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"{where}: logit_scale is {scale}; it must be above 0 and finite")
     wrong = [name for name, value in zip(names, content["bias"], strict=True) if not math.isfinite(value)]

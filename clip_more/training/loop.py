@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ from clip_more.data.loading import batches
 from clip_more.evaluation.average_precision import average_precision, to_scores
 from clip_more.evaluation.groups import split_map
 from clip_more.hub import push_folder
+from clip_more.losses import LdamLoss
+from clip_more.models.classifier import Classifier
 from clip_more.training.build import build_task
 from clip_more.training.checkpoint import list_checkpoints, require_space
+from clip_more.training.forgetting import note_correct
 from clip_more.training.guards import TrainingError, not_finite, on_main, require_scale, shared_failure, step_losses
 from clip_more.training.metrics_log import MetricsLog
 from clip_more.training.open_run import accept_changes, open_run
@@ -27,7 +30,7 @@ from clip_more.training.run import Run
 from clip_more.training.run_folder import finished
 from clip_more.training.schedule import Plan, warmup_cosine
 from clip_more.training.signals import Stopped, StopRequest
-from clip_more.training.start import head_start, require_readable, train_photos
+from clip_more.training.start import before_first_step, train_photos
 from clip_more.training.state import Progress, TrainingState
 from clip_more.training.task import LongTailTask
 from clip_more.training.vocabulary import compact_vocabulary
@@ -66,14 +69,11 @@ def _train(run: Run) -> None:
     # Judging the untouched CLIP and fitting the head open every photo before any is trained on.
     before = judge_untouched(run)
     if not list_checkpoints(run.checkpoints):
-        if config.head_start == "fit":
-            loss = head_start(run)
-            run.log.write("head_start", step=0, loss=loss, scale=classifier.head.log_scale.exp().item())
-        else:
-            require_readable(run.data.train)
-    text_is_trained = config.text_tower == "train" and config.tuning in ("full", "more")
-    vocabulary = compact_vocabulary(classifier.clip.model, classifier.head.input_ids)
-    with vocabulary if text_is_trained else nullcontext():
+        before_first_step(run)
+    vocabulary: AbstractContextManager[None] = nullcontext()
+    if isinstance(classifier, Classifier) and config.text_tower == "train" and config.tuning in ("full", "more"):
+        vocabulary = compact_vocabulary(classifier.clip.model, classifier.head.input_ids)
+    with vocabulary:
         optimise(run, build_task(config, classifier, run.data.profile))
     report(run, before)
     run.log.write("done")
@@ -112,6 +112,8 @@ def optimise(run: Run, task: LongTailTask) -> None:
             batch = send_to_device(batch, accelerator.device, non_blocking=True)
             done = progress.step
             weight = plan.alpha(done) if task.discrepancy is not None else 0.0
+            if isinstance(task.base_loss, LdamLoss):
+                task.base_loss.at(done / plan.total)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * warmup_cosine(done, plan.total, config.warmup)
             with accelerator.accumulate(wrapped):
@@ -152,6 +154,8 @@ def optimise(run: Run, task: LongTailTask) -> None:
             with throughput.pause():
                 if plan.judges(step):
                     _validate(run, prepared, state)
+                if config.forgetting and (step % plan.epoch == 0 or step == plan.total):
+                    note_correct(run, prepared, step)
                 # Not while steps are skipped: the weights may be what is wrong, and older ones would have to go.
                 if prepared.resumable and (stopping or step == plan.total or (plan.saves(step) and moved)):
                     state.save()
@@ -196,12 +200,13 @@ def _watch(
 ) -> None:
     """One line of metrics.jsonl, and of the trackers."""
     finite = {name: None if value is None or not math.isfinite(value) else value for name, value in values.items()}
+    scale = getattr(prepared.head, "log_scale", None)
     watched: dict[str, Any] = {
         **finite,
         "gradient_norms": norms,
         "tail_share": tail_share(prepared.trained),
         "lr": prepared.optimizer.param_groups[0]["lr"],
-        "scale": as_number(prepared.head.log_scale.exp()),
+        "scale": None if scale is None else as_number(scale.exp()),
         "memory": memory(run.accelerator.device),
         "skipped": progress.skipped,
     }

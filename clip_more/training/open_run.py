@@ -11,7 +11,7 @@ from clip_more.config import ConfigError, TrainConfig
 from clip_more.data.load import LongTailData, load_data
 from clip_more.data.paths import write_skipped
 from clip_more.evaluation.results import versions
-from clip_more.models.clip import load_clip
+from clip_more.models.classifier import load_encoder
 from clip_more.training.build import build_classifier, check_method
 from clip_more.training.checkpoint import clean
 from clip_more.training.guards import on_main
@@ -35,13 +35,15 @@ def open_run(
     """Data, CLIP, and the run's folder, which is this process's own until `stack` ends; refusals come before it."""
     set_seed(config.seed)
     data = load_data(config, read_test_ids(config.run_folder))
-    clip = load_clip(config.model, image_size=config.image_size, geometry=config.geometry, seed=config.seed)
-    classifier = build_classifier(config, clip, data.profile)
-    check_method(config, classifier, data.profile)
+    encoder = load_encoder(config.model, image_size=config.image_size, geometry=config.geometry, seed=config.seed)
+    classifier = build_classifier(config, encoder, data.profile)
+    notes = check_method(config, classifier, data.profile)
     run = Run(config, accelerator, data, classifier, config.run_folder, log, stop)
     on_main(accelerator, lambda: _claim(run, stack))
     _require_shared_folder(run)
-    accelerator.print(f"run {run.folder} | {clip.source} at {clip.image_size} px | {_describe(data)}")
+    accelerator.print(f"run {run.folder} | {encoder.source} at {encoder.image_size} px | {_describe(data)}")
+    for note in notes:
+        accelerator.print(f"note: {note}")
     classifier.to(accelerator.device)
     return run
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from clip_more.config import ConfigError
+from clip_more.models.feature_heads import FeatureHead
 from clip_more.models.heads import PromptHead
 from clip_more.training.average import RunningAverage
-from clip_more.training.build import parameter_groups
+from clip_more.training.build import make_optimiser
 from clip_more.training.processes import distribution
 from clip_more.training.run import Run
 from clip_more.training.sharding import full_weights, is_sharded, load_full_weights, shard, shardable_copy
@@ -49,9 +50,9 @@ class Prepared:
         return self.distribution != "deepspeed"
 
     @property
-    def head(self) -> PromptHead:
+    def head(self) -> PromptHead | FeatureHead:
         """As trained."""
-        return cast(PromptHead, self.trained.classifier.get_submodule("head"))
+        return cast(PromptHead | FeatureHead, self.trained.classifier.get_submodule("head"))
 
     def after_step(self, step: int, *, moved: bool) -> None:
         """What follows optimiser step `step`: the scale's bound, and the running average where weights moved."""
@@ -91,7 +92,7 @@ def prepare(run: Run, task: LongTailTask) -> Prepared:
     if by_ourselves:
         shard(trained)
     # Under fp16 a fused optimiser skips steps by itself, and nobody hears of it.
-    optimizer: Any = torch.optim.AdamW(parameter_groups(run.config, trained), fused=accelerator.scaler is None)
+    optimizer: Any = make_optimiser(run.config, trained, fused=accelerator.scaler is None)
     wrapped: nn.Module = trained
     if kind == "deepspeed":  # what Accelerate would take from a loader
         accelerator.state.deepspeed_plugin.deepspeed_config |= {

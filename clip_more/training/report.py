@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 from safetensors import SafetensorError
 
 from clip_more.adapters import tail
 from clip_more.adapters.layer import TailLayer
+from clip_more.config import LOSSES_OF_ONE_LABEL
 from clip_more.evaluation.chance import chance_map
 from clip_more.evaluation.judge import results_of
 from clip_more.evaluation.plots import plot_ap_by_frequency
@@ -18,34 +20,44 @@ from clip_more.evaluation.run_events import read_events
 from clip_more.evaluation.run_plots import plot_training
 from clip_more.evaluation.scores import load_scores, save_scores
 from clip_more.evaluation.thresholds import fit_thresholds
-from clip_more.hub import export_run
+from clip_more.hub import export_feature_run, export_run
+from clip_more.models.classifier import Classifier
+from clip_more.models.clip import Clip
+from clip_more.training.build import prompt_classifier
 from clip_more.training.checkpoint import CheckpointError
 from clip_more.training.run import Run
 from clip_more.training.run_folder import ZERO_SHOT
 
 
-def judge_untouched(run: Run) -> np.ndarray:
-    """Test logits (N, C) of the CLIP as it was loaded, by prompts; taken once a run."""
+def judge_untouched(run: Run) -> np.ndarray | None:
+    """Test logits (N, C) of the CLIP as it was loaded, by prompts, once a run; None where it has no text tower."""
+    encoder = run.classifier.encoder
+    if not isinstance(encoder, Clip):
+        return None
     path = run.folder / ZERO_SHOT
     image_ids = list(run.data.test["image_id"])
     if path.exists() and (scores := load_scores(path)).image_ids == image_ids:
         return scores.rows["zero-shot"]
     run.accelerator.wait_for_everyone()
-    predictions = run.logits(run.data.test, "zero-shot")
+    if isinstance(run.classifier, Classifier):
+        predictions = run.logits(run.data.test, "zero-shot")
+    else:
+        by_prompts = prompt_classifier(run.config, encoder, run.data.profile).to(run.accelerator.device)
+        predictions = replace(run, classifier=by_prompts).logits(run.data.test, "zero-shot")
     if run.accelerator.is_main_process:
         save_scores(path, {"zero-shot": predictions.scores}, predictions.targets, predictions.known, image_ids)
     run.accelerator.wait_for_everyone()
     return predictions.scores
 
 
-def report(run: Run, before: np.ndarray) -> None:
+def report(run: Run, before: np.ndarray | None) -> None:
     """Judge the kept weights on test and export them; results.json comes last and says that the run is done.
 
     Args:
         run: The run, trained.
-        before: (N, C) test logits of the untouched CLIP.
+        before: (N, C) test logits of the untouched CLIP, where it is one.
     """
-    scores = {"zero-shot": before}
+    scores = {} if before is None else {"zero-shot": before}
     if any(isinstance(module, TailLayer) for module in run.classifier.modules()):
         with tail(run.classifier, enabled=False):
             scores["general"] = run.logits(run.data.test, "general part").scores
@@ -65,12 +77,16 @@ def report(run: Run, before: np.ndarray) -> None:
 
 def _write(run: Run, predictions: Predictions, scores: dict[str, np.ndarray], thresholds: np.ndarray | None) -> None:
     run.data.facts.update(_declared(run))
-    clip = run.classifier.clip
+    encoder = run.classifier.encoder
     fitted = None if thresholds is None else {"merged": thresholds}
-    results = results_of(run.config, run.data, clip, predictions, scores, clip.source, fitted)
+    results = results_of(run.config, run.data, encoder, predictions, scores, encoder.source, fitted)
     results.chance = chance_map(predictions.targets, run.data.profile, known=predictions.known)
     cuts = None if thresholds is None else thresholds.tolist()
-    merged = export_run(run.folder, run.classifier, run.data.profile, run.config, results, cuts)
+    classifier, profile = run.classifier, run.data.profile
+    if isinstance(classifier, Classifier):
+        merged = export_run(run.folder, classifier, profile, run.config, results, cuts)
+    else:
+        merged = export_feature_run(run.folder, classifier, profile, run.config, results, cuts)
     results.checkpoint = identify(merged)
     run.data.profile.save(run.folder / "class_profile.json")
     folder = run.folder / "report"
@@ -80,7 +96,8 @@ def _write(run: Run, predictions: Predictions, scores: dict[str, np.ndarray], th
         results.scores = save_scores(file, scores, predictions.targets, predictions.known, image_ids)
     try:
         ap = results.ap
-        plot_ap_by_frequency(run.data.profile, ap["zero-shot"], ap["merged"], folder / "ap_by_frequency.png")
+        if "zero-shot" in ap:
+            plot_ap_by_frequency(run.data.profile, ap["zero-shot"], ap["merged"], folder / "ap_by_frequency.png")
         plot_training(run.folder / "metrics.jsonl", folder / "training.png")
     except (ImportError, ValueError) as error:  # no reason to lose the run's results
         print(f"figures are left out: {error}")
@@ -105,8 +122,11 @@ def _declared(run: Run) -> dict[str, list[str]]:
 
 
 def _thresholds(run: Run) -> np.ndarray | None:
-    """Probabilities (C,) with the best F1 on the held-out part of train; None where nothing is held out of train."""
-    if run.data.val is None or run.config.legacy_select_on_test:
+    """Probabilities (C,) with the best F1 on the held-out part of train.
+
+    None where nothing is held out of train, or classes exclude each other.
+    """
+    if run.data.val is None or run.config.legacy_select_on_test or run.config.loss in LOSSES_OF_ONE_LABEL:
         return None
     held_out = run.logits(run.data.val, "thresholds")
     return fit_thresholds(held_out.targets, held_out.scores, held_out.known)

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from clip_more.config import TrainConfig
 from clip_more.data.load import LongTailData
 from clip_more.evaluation.predict import Predictions, predict_logits
-from clip_more.models.classifier import Classifier
+from clip_more.models.classifier import AnyClassifier
 from clip_more.training.metrics_log import MetricsLog
 from clip_more.training.signals import StopRequest
 
@@ -37,7 +37,7 @@ class Run:
     config: TrainConfig
     accelerator: Accelerator
     data: LongTailData
-    classifier: Classifier
+    classifier: AnyClassifier
     folder: Path
     log: MetricsLog
     stop: StopRequest = field(default_factory=StopRequest)

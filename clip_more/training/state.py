@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clip_more.config import ConfigError
 from clip_more.data.form import digest
+from clip_more.models.heads import PromptHead
 from clip_more.training.checkpoint import (
     CheckpointError,
     holds,
@@ -48,7 +49,7 @@ class Progress:
         distribution: Of their work.
         batch_size: Photos of a micro-batch.
         data: Digest of the train photos and their labels.
-        prompts: Digest of the prompts' tokens.
+        prompts: Digest of the prompts' tokens, or of the head's kind.
         torch: Its version.
         device: Its type.
         best: Highest mAP on the held-out part so far.
@@ -75,7 +76,8 @@ class Progress:
     @classmethod
     def at_start(cls, run: Run, prepared: Prepared, plan: Plan) -> Progress:
         """Step 0 of a run, as it was started now."""
-        tokens = prepared.head.input_ids.cpu().numpy().tobytes()
+        head = prepared.head
+        tokens = head.input_ids.cpu().numpy().tobytes() if isinstance(head, PromptHead) else head.kind.encode()
         return cls(
             step=0,
             total=plan.total,

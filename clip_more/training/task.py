@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from clip_more.adapters import TailLayer, tail, tail_parameters
 from clip_more.losses import DiscrepancyLoss
+from clip_more.losses.feature_norm import feature_norm
 from clip_more.losses.sampling import Share, draw_classes, draw_images, inclusion_probabilities, positives_and_others
-from clip_more.models.classifier import Classifier
+from clip_more.models.classifier import Classifier, FeatureClassifier
+from clip_more.models.clip import Clip
 from clip_more.training.class_texts import ClassTexts, TextRequest
 from clip_more.training.passes import tower_passes
 from clip_more.training.randomness import RandomState, frozen_batch_statistics, general_pass
@@ -34,6 +36,8 @@ class LongTailTask(nn.Module):
             text tower has a tail, of the classes (but at least `LEAST_CLASSES`), drawn anew in each step and weighted
             so that it stays unbiased.
         texts: How the text tower is run.
+        feature_regularisation: lambda: `lambda / 2 mean ||h||^2` is added to the loss, h being the features that the
+            head reads (weight balancing, ICLR 2024). For heads on features alone.
         class_sample: Classes a step where there are thousands: all that are positive in the batch, and a random sample
             of the others, weighted so that sums over classes stay unbiased. All classes without it.
     """
@@ -47,6 +51,7 @@ class LongTailTask(nn.Module):
         fraction: float = 1.0,
         texts: ClassTexts | None = None,
         class_sample: int | None = None,
+        feature_regularisation: float = 0.0,
     ) -> None:
         super().__init__()
         self.classifier = classifier
@@ -56,6 +61,7 @@ class LongTailTask(nn.Module):
         self.texts = texts or ClassTexts()
         self.class_sample = class_sample
         self.fraction = fraction
+        self.feature_regularisation = feature_regularisation
         self._inclusion: Tensor | None = None
         self._drawn: tuple[Tensor, Tensor] | None = None
 
@@ -71,11 +77,13 @@ class LongTailTask(nn.Module):
             fresh: Whether the text tower is run in this step (see `ClassTexts`).
 
         Returns:
-            loss, base and discrepancy (scalars; discrepancy None where it was left out) and logits (N, k), of all
-            classes or of those drawn.
+            loss (their sum, with the feature regularisation), base and discrepancy (scalars; discrepancy None where it
+            was left out) and logits (N, k), of all classes or of those drawn.
         """
         if isinstance(self.classifier, Classifier) and not self.tail_only:
             return self._of_clip(self.classifier, batch, alpha, last, fresh)
+        if isinstance(self.classifier, FeatureClassifier) and not self.tail_only:
+            return self._of_features(self.classifier, batch, alpha)
         pixel_values, targets, known = batch["pixel_values"], batch["targets"], batch["known"]
         two_passes = self.discrepancy is not None and alpha != 0
         masks = RandomState(pixel_values.device) if two_passes else None
@@ -114,6 +122,33 @@ class LongTailTask(nn.Module):
             general = head.logits(general_images, general_texts, share.classes)
         discrepancy = self.discrepancy(drawn.spread(full, targets.shape[1]), general, targets, known, share)
         return {"loss": base + alpha * discrepancy, "base": base, "discrepancy": discrepancy, "logits": full}
+
+    def _of_features(self, classifier: FeatureClassifier, batch: dict[str, Tensor], alpha: float) -> dict[str, Any]:
+        pixel_values, targets, known = batch["pixel_values"], batch["targets"], batch["known"]
+        encoder, head, gradient = classifier.encoder, classifier.head, self._general_needs_gradient()
+        two_passes = self.discrepancy is not None and alpha != 0
+        share = Share(draw_images(len(targets), self.fraction, pixel_values.device)) if self.fraction < 1 else Share()
+        general: Tensor | None = None
+        if not two_passes:
+            features = encoder.encode_image(pixel_values)
+        elif isinstance(encoder, Clip):
+            features, general = tower_passes(encoder, encoder.vision, pixel_values, share.images, gradient)
+        else:
+            masks = RandomState(pixel_values.device)
+            features = encoder.encode_image(pixel_values)
+            with general_pass(self, masks), torch.set_grad_enabled(gradient):
+                general = encoder.encode_image(pixel_values)
+        full = head(features)
+        base = self.base_loss(full, targets, known)
+        loss = base
+        if self.feature_regularisation:
+            loss = loss + feature_norm(features, self.feature_regularisation)
+        if self.discrepancy is None or general is None:
+            return {"loss": loss, "base": base, "discrepancy": None, "logits": full}
+        with torch.set_grad_enabled(gradient):
+            without = head(general)
+        discrepancy = self.discrepancy(full, without, targets, known, share)
+        return {"loss": loss + alpha * discrepancy, "base": base, "discrepancy": discrepancy, "logits": full}
 
     def _share(self, classifier: Classifier, images: int, drawn: Share, last: bool) -> Share:
         """Photos and classes of L_MORE: all, or a random share; the classes stay the same through a step."""

@@ -121,3 +121,18 @@ def test_images_are_rgb_of_the_size_asked_for_and_ids_name_the_split():
 def test_bad_arguments_are_refused_by_name(arguments, text):
     with pytest.raises(ValueError, match=text):
         read_digits(**arguments)
+
+
+def test_digits_lt_shows_one_digit_a_scene_exponentially_rarer():
+    labels, _ = multi_hot(read_digits("train", imbalance=50, most=1))
+    assert set(labels.sum(1)) == {1}
+    assert labels.sum(0).tolist() == [round(700 * 50 ** (-c / 9)) for c in range(10)]
+    assert len(set(labels[:40].argmax(1))) > 3  # shuffled
+    test, _ = multi_hot(read_digits("test", most=1))
+    assert (len(test), set(test.sum(1))) == (1000, {1})
+    assert test.sum(0).min() >= 95
+
+
+def test_scenes_have_one_digit_or_up_to_four():
+    with pytest.raises(ValueError, match="most is 2; scenes have 1 digit, or up to 4"):
+        read_digits("test", most=2)

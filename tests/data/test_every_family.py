@@ -194,6 +194,7 @@ FAMILIES = {
     "open_images, negative": (lambda root: write_open_images(root, "negative"), 3, 3, 5, 1.0),
     "lvis": (lambda root: write_lvis(root, "ignore"), 2, 1, 2, 1.0),
     "digits_mlt": (lambda root: ["--dataset", "digits_mlt"], 990, 1000, 10, None),
+    "digits_lt": (lambda root: ["--dataset", "digits_lt", "--task", "single_label"], 1737, 1000, 10, None),
 }  # fmt: skip
 
 

@@ -15,7 +15,15 @@ from clip_more.data.samplers import (
     photo_weights,
 )
 
-NAMES = ("instance", "square_root", "class_balanced", "weighted", "progressive", "class_aware")
+NAMES = (
+    "instance",
+    "square_root",
+    "class_balanced",
+    "weighted",
+    "progressive",
+    "class_aware",
+    "distribution_balanced",
+)
 
 
 def pairs(labels):
@@ -90,6 +98,34 @@ def test_a_photo_of_several_classes_weighs_their_mean(exponent):
     np.testing.assert_allclose(found / found[0], expected / expected[0], rtol=1e-12)
 
 
+def test_distribution_balanced_weighs_a_photo_by_the_sum_of_the_inverse_counts_of_its_labels():
+    order = make_order("distribution_balanced", pairs(SEVERAL), len(SEVERAL), seed=0, unlabelled=0.25)
+    by_paper = np.array([sum(1 / COUNTS[c] for c in row) / len(COUNTS) for row in SEVERAL[:-2]])
+    assert by_paper.sum() == pytest.approx(1, abs=1e-12)  # the probability of a draw: a class, then one of its photos
+    expected = np.append(by_paper, [0.25 * by_paper.mean()] * 2)
+    np.testing.assert_allclose(order.weights / order.weights[0], expected / expected[0], rtol=1e-12)
+    mean = make_order("class_balanced", pairs(SEVERAL), len(SEVERAL), seed=0, unlabelled=0.25).weights
+    np.testing.assert_allclose(order.weights[:6], mean[:6] * [len(row) for row in SEVERAL[:6]], rtol=1e-12)
+
+
+def test_distribution_balanced_draws_are_a_class_and_then_one_of_its_photos():
+    labelled = SEVERAL[:-2]
+    order = make_order("distribution_balanced", pairs(labelled), len(labelled), seed=5)
+    drawn = np.concatenate([order.order(epoch) for epoch in range(4000)])
+    rng = np.random.default_rng(0)
+    members = {c: [photo for photo, row in enumerate(labelled) if c in row] for c in COUNTS}
+    twice = [rng.choice(members[c]) for c in rng.choice(list(COUNTS), size=len(drawn))]
+    table = np.stack([np.bincount(drawn, minlength=6), np.bincount(twice, minlength=6)])
+    assert scipy.stats.chi2_contingency(table).pvalue > 1e-4
+
+
+def test_with_one_label_a_photo_distribution_balanced_is_class_balanced():
+    labels, length = cifar_lt()
+    found, balanced = (make_order(name, labels, length, seed=2) for name in ("distribution_balanced", "class_balanced"))
+    np.testing.assert_array_equal(found.weights, balanced.weights)
+    np.testing.assert_array_equal(found.order(3), balanced.order(3))
+
+
 def test_at_exponent_one_every_photo_weighs_exactly_the_same():
     assert set(photo_weights(pairs(SEVERAL), len(SEVERAL), 1.0)) == {1.0}
     order = ProgressiveOrder(pairs(SEVERAL), len(SEVERAL), seed=0, epochs=4)
@@ -104,7 +140,7 @@ def test_extreme_exponents_leave_finite_weights(exponent):
     assert weights.max() == 1.0
 
 
-@pytest.mark.parametrize("name", ["class_balanced", "progressive"])
+@pytest.mark.parametrize("name", ["class_balanced", "progressive", "distribution_balanced"])
 def test_unlabelled_photos_of_weight_nothing_are_never_drawn(name):
     labels = [[], *SEVERAL]
     order = make_order(name, pairs(labels), len(labels), seed=0, unlabelled=0.0, epochs=3)
@@ -236,7 +272,7 @@ def test_what_cannot_be_drawn_is_refused():
         make_order("root", pairs(SEVERAL), 8, seed=0)
 
 
-@pytest.mark.parametrize("name", ["class_balanced", "progressive", "class_aware"])
+@pytest.mark.parametrize("name", ["class_balanced", "progressive", "class_aware", "distribution_balanced"])
 def test_memory_grows_with_photos_and_labels_not_with_classes_times_photos(name):
     photos, classes = 100_000, 10_000
     labels = (np.arange(photos), np.arange(photos) % classes)

@@ -141,6 +141,41 @@ def test_a_share_of_the_photo_outside_its_range_is_refused(min_scale):
         transforms.train_transform(16, MEAN, STD, min_scale=min_scale)
 
 
+def test_padded_crops_are_torchvisions_of_81_places_alike():
+    from torchvision.transforms import functional
+
+    photo, augment = noise(32, 32), transforms.train_transform(32, MEAN, STD, crop="padded")
+    padded = functional.pad(photo, [4])
+    drawn = {}
+    for seed in range(3240):
+        draws = augment.draw(seed)
+        drawn.setdefault((int(draws[0][2] * 9), int(draws[0][3] * 9), draws[-1][0] < 0.5), []).append(draws)
+    for (left, top, mirrored), (draws, *_) in drawn.items():
+        square = functional.crop(padded, top, left, 32, 32)
+        expected = functional.to_tensor(functional.hflip(square) if mirrored else square)
+        expected = functional.normalize(expected, MEAN, STD)
+        torch.testing.assert_close(augment(photo, draws), expected, rtol=0, atol=1e-6)
+    # 162 cells of 20 are expected, so the chi-squared of 161 degrees of freedom, which has mean 161 and deviation 18.
+    assert sorted(drawn) == [(left, top, flip) for left in range(9) for top in range(9) for flip in (False, True)]
+    assert sum((len(each) - 20) ** 2 / 20 for each in drawn.values()) < 161 + 4 * 18
+
+
+def test_padded_crops_resize_the_middle_of_other_photos():
+    photo, augment = noise(60, 40), transforms.train_transform(16, *FLAT, crop="padded", interpolation="bilinear")
+    whole = transforms.test_transform(16, *FLAT, interpolation="bilinear")(photo)
+    draws = [(0.9, 0.0, 0.5, 0.5)] * 11  # no shift, not mirrored
+    # Cut before it is resized, where the other is cut after: the filter reads nothing beyond the left and right edge.
+    torch.testing.assert_close(augment(photo, draws)[:, :, 1:-1], whole[:, :, 1:-1], rtol=0, atol=1.5 / 255)
+    assert augment.reduction(60, 40, draws) == 40 / 16
+    pixels = np.asarray(photo)
+    assert torch.equal(augment(pixels, draws), augment(photo, draws))
+
+
+def test_padded_crops_mirror_some_photos_and_can_be_told_not_to():
+    torch.manual_seed(0)
+    assert left_to_right(transforms.train_transform(64, *FLAT, crop="padded")) == {True, False}
+
+
 def to_tensor(photo):
     return torch.from_numpy(np.array(photo)).permute(2, 0, 1) / 255
 
@@ -220,3 +255,8 @@ def test_photos_of_any_shape_have_every_view(size, geometry, views, shape):
 def test_unknown_choices_are_refused(key, message):
     with pytest.raises(ValueError, match=message):
         transforms.test_transform(8, MEAN, STD, **{key: "x"})
+
+
+def test_an_unknown_crop_is_refused():
+    with pytest.raises(ValueError, match="crop is 'x'; choose one of resized, padded"):
+        transforms.train_transform(8, MEAN, STD, crop="x")

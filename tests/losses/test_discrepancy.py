@@ -96,6 +96,16 @@ def test_kl_is_torch_kl_of_two_bernoullis(batch):
     torch.testing.assert_close(loss(full, general, targets), kl.sum(1).mean() / 4, rtol=1e-6, atol=0)
 
 
+def test_kl_beside_a_softmax_loss_is_torch_kl_of_two_categoricals(batch):
+    full, general, targets, _ = batch
+    loss = loss64(distance="kl", prior_exponent=0, softmax=True)
+    kl = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=full), torch.distributions.Categorical(logits=general)
+    )
+    torch.testing.assert_close(loss(full, general, targets), kl.mean() / 4, rtol=1e-6, atol=0)
+    assert loss.class_weights() is None
+
+
 @pytest.mark.parametrize("distance", ["l2", "kl"])
 def test_scale_free_does_not_see_the_logit_scale(batch, distance):
     full, general, targets, known = batch

@@ -42,7 +42,7 @@ _SERVER.set_forkserver_preload(
 STAGES = {
     "loading": "clip_more.training.open_run.load_data",
     "judging the untouched CLIP": "clip_more.training.loop.judge_untouched",
-    "head start": "clip_more.training.loop.head_start",
+    "head start": "clip_more.training.start.head_start",
     "resume": "clip_more.training.state.TrainingState.resume",
     "save": "clip_more.training.state.TrainingState.save",
     "prune": "clip_more.training.state.prune",
@@ -50,7 +50,7 @@ STAGES = {
     "validation": "clip_more.training.loop._validate",
     "report": "clip_more.training.loop.report",
     "export": "clip_more.training.report.export_run",
-    "files for transformers": "clip_more.hub.export._write_transformers",
+    "files for transformers": "clip_more.hub.export.write_transformers",
 }
 
 # Random moments to try: one in the suite, always the same; new ones with every soak.

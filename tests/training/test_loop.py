@@ -126,11 +126,11 @@ def test_recipe_may_change_as_long_as_nothing_was_trained(settings, monkeypatch)
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    head_start = loop.head_start
-    monkeypatch.setattr(loop, "head_start", interrupted)
+    start = loop.before_first_step
+    monkeypatch.setattr(loop, "before_first_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         loop.train(from_dict(settings, "test"))
-    monkeypatch.setattr(loop, "head_start", head_start)
+    monkeypatch.setattr(loop, "before_first_step", start)
     folder = loop.train(from_dict({**settings, "model": "tiny", "seed": 1, "max_steps": 1}, "test"))
     assert read_config(folder).seed == 1
 

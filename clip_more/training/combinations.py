@@ -1,0 +1,142 @@
+"""Keys that are each right and do not go together: what cannot help is refused, what is doubtful is said."""
+
+from typing import Any
+
+from clip_more.config import LOSSES_OF_ONE_LABEL, ConfigError
+
+_DB = ("db", "db_focal")
+# Losses that already stand up for rare classes.
+_BALANCED_LOSSES = ("cb_bce", *_DB, "cb_ce", "balanced_softmax", "logit_adjusted_ce", "ldam")
+# What db's weights are made for: draws of a class, all alike, and then of one of its photos.
+_DB_SAMPLERS = ("distribution_balanced", "class_aware")
+# Sums over classes that stay unbiased when the classes are a sample.
+_SAMPLED_LOSSES = ("bce", "asl", "focal")
+
+
+def check_combination(config: Any) -> list[str]:
+    """Refuse what cannot help; return a sentence, with reason and remedy, for each thing that is doubtful.
+
+    Args:
+        config: A `TrainConfig`, or anything with some of its attributes; what is absent is as its default.
+
+    Raises:
+        ConfigError: A key can have no effect together with another, or does harm by its definition.
+    """
+    _refuse_losses(config)
+    _refuse_heads(config)
+    return [*_twice(config), *_heads(config), *_discrepancy(config)]
+
+
+def _get(config: Any, key: str) -> Any:
+    defaults = {
+        "task": "multi_label",
+        "loss": "bce",
+        "loss_reduction": "sum",
+        "sampler": "instance",
+        "sampler_exponent": 0.0,
+        "head": "prompts",
+        "tuning": "more",
+        "feature_regularisation": 0.0,
+        "text_classes": None,
+        "ldam_scale": 30.0,
+        "discrepancy_weighting": "label",
+        "discrepancy_sample_reduce": "min",
+        "discrepancy_prior_exponent": 1.0,
+        "discrepancy_reduction": None,
+    }
+    return getattr(config, key, defaults[key])
+
+
+def _refuse_losses(config: Any) -> None:
+    loss = _get(config, "loss")
+    if loss in LOSSES_OF_ONE_LABEL and _get(config, "task") == "multi_label":
+        raise ConfigError(
+            f"loss: {loss} is one softmax over the classes and takes exactly one label a photo; choose bce, asl, "
+            "focal, cb_bce, db or db_focal, or set task: single_label if every photo has one label"
+        )
+    if _get(config, "text_classes") is not None and loss not in _SAMPLED_LOSSES:
+        raise ConfigError(
+            f"text_classes trains on a sample of the classes, and loss: {loss} needs them all, for its softmax or its "
+            f"weights; choose loss: {', '.join(_SAMPLED_LOSSES)}, or leave text_classes out"
+        )
+
+
+def _refuse_heads(config: Any) -> None:
+    head = _get(config, "head")
+    if _get(config, "feature_regularisation") and head in ("prompts", "cosine"):
+        raise ConfigError(
+            f"feature_regularisation makes features shorter, and head: {head} divides by their length, so its logits "
+            "stay the same; set feature_regularisation: 0, or a head that sees lengths (linear, normed_linear, etf, "
+            "frame)"
+        )
+
+
+def _is_balanced(config: Any) -> bool:
+    sampler = _get(config, "sampler")
+    return sampler != "instance" and not (sampler == "weighted" and _get(config, "sampler_exponent") >= 1)
+
+
+def _twice(config: Any) -> list[str]:
+    """Corrections for class frequency that add up."""
+    loss, sampler = _get(config, "loss"), _get(config, "sampler")
+    balanced_draws, found = _is_balanced(config), []
+    if balanced_draws and loss in _DB:
+        if sampler not in _DB_SAMPLERS:
+            found.append(
+                f"loss: {loss} takes its weights from how often a photo comes when classes are drawn alike, and "
+                f"sampler: {sampler} draws otherwise, which corrects for rare classes in part twice; set sampler: "
+                "distribution_balanced (or class_aware, or instance)"
+            )
+    elif balanced_draws and loss in _BALANCED_LOSSES:
+        found.append(
+            f"sampler: {sampler} and loss: {loss} both make up for rare classes, which corrects twice; set sampler: "
+            "instance, or a loss without class counts (bce, asl, focal; ce, focal_ce)"
+        )
+    return found
+
+
+def _heads(config: Any) -> list[str]:
+    head, loss, scale = _get(config, "head"), _get(config, "loss"), _get(config, "ldam_scale")
+    found = []
+    if head == "etf" and _get(config, "task") == "multi_label":
+        found.append(
+            "head: etf has rows that sum to 0, so the logits of a photo less their biases sum to 0, whatever it shows: "
+            "one label can rise only where others fall, which does not suit several labels; set head: frame"
+        )
+    if loss == "ldam" and head == "prompts":
+        found.append(
+            f"loss: ldam multiplies logits by ldam_scale {scale:g}, and prompts have multiplied their cosines by a "
+            "scale of their own, which is learnt; set head: cosine, whose scale then is ldam_scale alone"
+        )
+    elif loss == "ldam" and head != "cosine":
+        found.append(
+            f"loss: ldam has margins of a cosine, and logits of head: {head} are none: ldam_margin has no fixed "
+            "meaning there, and ldam_scale makes the softmax too steep; set head: cosine"
+        )
+    return found
+
+
+def _discrepancy(config: Any) -> list[str]:
+    if _get(config, "tuning") != "more":
+        return []
+    found = []
+    exponent, reduce = _get(config, "discrepancy_prior_exponent"), _get(config, "discrepancy_sample_reduce")
+    if exponent < 0:
+        found.append(
+            f"discrepancy_prior_exponent: {exponent:g} holds the tail component back on rare classes, for which it is "
+            "there; keep it as a control, or set it to 1"
+        )
+    by_sample = _get(config, "discrepancy_weighting") == "sample"
+    if by_sample and reduce != "min" and _get(config, "task") == "multi_label":
+        found.append(
+            f"discrepancy_sample_reduce: {reduce} weighs a photo with a tail label by the head labels beside it, and "
+            "nearly every such photo has one, so that the tail is not spared; set discrepancy_sample_reduce: min, or "
+            "discrepancy_weighting: label"
+        )
+    one_label = _get(config, "loss") in LOSSES_OF_ONE_LABEL
+    if one_label and _get(config, "loss_reduction") == "mean" and _get(config, "discrepancy_reduction") is None:
+        found.append(
+            f"loss_reduction: mean divides L_MORE by the number of classes, and loss: {_get(config, 'loss')} has no "
+            "sum over classes to divide; set discrepancy_reduction: sum, or loss_reduction: sum"
+        )
+    return found
