@@ -52,7 +52,7 @@ def judge_checkpoint(
     _same_classes(names, data, folder)
     content, row = read_description(folder), Path(folder).name
     thresholds = content.get("thresholds")
-    predictions = _logits(classifier, config, data, accelerator, "evaluating")
+    predictions = test_logits(classifier, config, data, accelerator, "evaluating")
     results = results_of(
         config,
         data,
@@ -90,11 +90,13 @@ def judge_run(folder: str | Path, config: TrainConfig, data: LongTailData, accel
     if isinstance(merged.encoder, Clip):
         clip = load_clip(config.model, image_size=config.image_size, geometry=config.geometry, seed=config.seed)
         start = clip.source
-        scores["zero-shot"] = _logits(_by_prompts(clip, names, config), config, data, accelerator, "zero-shot").scores
+        scores["zero-shot"] = test_logits(
+            _by_prompts(clip, names, config), config, data, accelerator, "zero-shot"
+        ).scores
     if (folder / "general").is_dir():
-        general = _general(folder / "general", merged, names, config)
-        scores["general"] = _logits(general, config, data, accelerator, "general").scores
-    predictions = _logits(merged, config, data, accelerator, "merged")
+        general = general_classifier(folder / "general", merged, names, config)
+        scores["general"] = test_logits(general, config, data, accelerator, "general").scores
+    predictions = test_logits(merged, config, data, accelerator, "merged")
     scores["merged"] = predictions.scores
     fitted = None if content.get("thresholds") is None else {"merged": np.asarray(content["thresholds"])}
     results = results_of(config, data, merged.encoder, predictions, scores, start, fitted)
@@ -109,7 +111,7 @@ def _by_prompts(clip: Clip, names: list[str], config: TrainConfig) -> Classifier
     return Classifier(clip, PromptHead(clip, prompts, scale=float(clip.model.logit_scale.detach().exp()))).eval()
 
 
-def _general(folder: Path, merged: AnyClassifier, names: list[str], config: TrainConfig) -> AnyClassifier:
+def general_classifier(folder: Path, merged: AnyClassifier, names: list[str], config: TrainConfig) -> AnyClassifier:
     """The general part of a run, under the head of the merged model."""
     encoder = load_encoder_of(folder, config.geometry)
     if isinstance(merged, FeatureClassifier):
@@ -195,11 +197,12 @@ def results_of(
     )
 
 
-def _logits(
+def test_logits(
     classifier: AnyClassifier, config: TrainConfig, data: LongTailData, accelerator: Accelerator, label: str
 ) -> Predictions:
+    """Logits of a recipe's test photos, read as the recipe says; `label` names the progress bar."""
     classifier.to(accelerator.device)
-    return predict_logits(
+    return predicttest_logits(
         classifier,
         data.test,
         accelerator,
