@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 _AGAIN = {
     "train": "; the same command goes on from the last checkpoint, if there is one",
+    "stage2": "; the features are kept, the method begins anew",
     "predict": "; the same command goes on from the last part that was written",
 }
 _KEYS = {field.name for section in SECTIONS for field in fields(section)}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from clip_more import inference_verbs, verbs
+from clip_more import inference_verbs, stage2_verb, verbs
 from clip_more.options import DATA, JUDGE, add_recipe, add_verb
 
 
 def add_verbs(choices: Any) -> None:
     """Add every verb to the subparsers of `clip-more`, in the order of `--help`."""
     for add in (
-        _train, _stats, _prepare, _long_tail, _evaluate, _zero_shot, _export, _predict, _runs, _compare, _pretrain,
-        _demo,
+        _train, _stage2, _stats, _prepare, _long_tail, _evaluate, _zero_shot, _export, _predict, _runs, _compare,
+        _pretrain, _demo,
     ):  # fmt: skip
         add(choices)
 
@@ -27,6 +27,20 @@ def _train(choices: Any) -> None:
         "accelerate launch --num_processes 4 -m clip_more.cli train recipes/voc_mlt/bce_more.yaml --processes 4",
     )
     add_recipe(train)
+
+
+def _stage2(choices: Any) -> None:
+    stage2 = add_verb(
+        choices,
+        "stage2",
+        stage2_verb.stage2,
+        "make a classifier anew on the frozen features of a finished run: cRT, NCM, tau-norm, LWS, MaxNorm, logit "
+        "adjustment",
+        "clip-more stage2 runs/digits_lt-ce --method crt\n"
+        "clip-more stage2 runs/cifar100_lt-weight_decay --method maxnorm_cb\n"
+        "clip-more evaluate runs/digits_lt-ce/stage2/crt recipes/digits_lt/ce.yaml",
+    )
+    stage2_verb.add_stage2(stage2)
 
 
 def _stats(choices: Any) -> None:
@@ -87,7 +101,9 @@ def _evaluate(choices: Any) -> None:
         "clip-more evaluate runs/voc_mlt-bce_more --published voc_mlt\n"
         "clip-more evaluate path/to/merged recipes/voc_mlt/bce.yaml --data_root ~/data --score softmax",
     )
-    evaluate.add_argument("checkpoint", help="a run, or a folder with multilabel.json (then a recipe must follow)")
+    evaluate.add_argument(
+        "checkpoint", help="a run, or a folder with multilabel.json or head.json (then a recipe must follow)"
+    )
     evaluate.add_argument("--published", choices=("voc_mlt", "coco_mlt"), help="print published figures beside")
     evaluate.add_argument("--json", metavar="FILE", help="write the results there too")
     add_recipe(evaluate, JUDGE)
@@ -140,7 +156,9 @@ def _export(choices: Any) -> None:
         "clip-more export runs/voc_mlt-bce_more --form classifier --out voc_classifier\n"
         "clip-more export runs/voc_mlt-bce_more --form onnx --out voc.onnx --photos ~/photos",
     )
-    export.add_argument("checkpoint", help="a finished run, a folder with multilabel.json, or an exported classifier")
+    export.add_argument(
+        "checkpoint", help="a finished run, a folder with multilabel.json or head.json, or an exported classifier"
+    )
     export.add_argument(
         "--form",
         choices=("classifier", "onnx", "torch"),
@@ -166,7 +184,9 @@ def _predict(choices: Any) -> None:
         "clip-more predict voc_classifier train recipes/voc_mlt/bce.yaml --data_root ~/data --out train.parquet\n"
         "accelerate launch --num_processes 4 -m clip_more.cli predict voc_classifier ~/photos --out p.parquet",
     )
-    predict.add_argument("checkpoint", help="a finished run, a folder with multilabel.json, or an exported classifier")
+    predict.add_argument(
+        "checkpoint", help="a finished run, a folder with multilabel.json or head.json, or an exported classifier"
+    )
     predict.add_argument(
         "photos",
         help="a folder, read at any depth; a text file with one path a line, relative to that file; or train or test: "

@@ -202,7 +202,7 @@ def test_logits(
 ) -> Predictions:
     """Logits of a recipe's test photos, read as the recipe says; `label` names the progress bar."""
     classifier.to(accelerator.device)
-    return predicttest_logits(
+    return predict_logits(
         classifier,
         data.test,
         accelerator,

@@ -178,12 +178,15 @@ def read_test_ids(folder: Path) -> list[str] | None:
     """The drawn test photos of a run that has trained; None where its data has a test split, or nothing was trained.
 
     Args:
-        folder: Of the run, or its `merged/` or `general/`.
+        folder: Of the run, or its `merged/`, `general/` or `stage2/<method>/`.
 
     Raises:
         ConfigError: If the file is damaged.
     """
-    folder = folder.parent if folder.name in ("merged", "general") else folder
+    if folder.name in ("merged", "general"):
+        folder = folder.parent
+    elif folder.parent.name == "stage2":
+        folder = folder.parent.parent
     path = folder / TEST_IDS
     if not path.is_file() or not (has_trained(folder) or (folder / "merged").is_dir()):
         return None

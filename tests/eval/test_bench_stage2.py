@@ -52,7 +52,10 @@ def test_classifiers_that_differ_are_refused(stage2):
 
 def test_rows(stage2, tower, batch, monkeypatch):
     pixels, (targets, known) = batch
-    monkeypatch.setattr(stage2, "clip", lambda quick, device: torch.nn.Identity())
+    model = torch.nn.Identity()
+    model.vision_model = None
+    monkeypatch.setattr(stage2, "clip", lambda quick, device: model)
+    monkeypatch.setattr(stage2, "read_out_last", lambda tower: None)
     monkeypatch.setattr(stage2, "VisionTower", lambda model: tower)
     monkeypatch.setattr(
         stage2,
@@ -63,6 +66,6 @@ def test_rows(stage2, tower, batch, monkeypatch):
     rows = list(stage2.stage2(options))
     assert [(row.row, row.dtype, row.unit, row.better, row.goal) for row in rows] == [
         ("stage2.cached_vs_backbone", "fp32", "s", "lower", 0.05),
-        ("stage2.extraction_and_fit_vs_backbone", "fp32", "s", "lower", None),
+        ("stage2.with_features_vs_backbone", "fp32", "s", "lower", None),
     ]
     assert rows[1].ours > rows[0].ours

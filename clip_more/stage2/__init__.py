@@ -1,0 +1,1 @@
+"""A second stage: classifiers made anew on the features of a finished run, whose encoder stays as it is."""
