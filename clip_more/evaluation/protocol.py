@@ -9,7 +9,7 @@ from clip_more.config import EvaluationConfig
 _KEYS = {field.name: field.metadata["choices"] for field in fields(EvaluationConfig)}
 CHOICES = {name: _KEYS[name] for name in ("score", "ap", "unlabelled", "geometry", "views")} | {
     "difficult": (None, *_KEYS["test_difficult"]),
-    "selection": ("none", "held_out", "legacy_test", "unknown"),
+    "selection": ("none", "held_out", "train_part", "legacy_test", "unknown"),
 }
 
 
@@ -27,7 +27,8 @@ class Protocol:
         interpolation: Of the resizing.
         views: Views whose logits are averaged: `one`, `flip`, `five_crop`, `ten_crop`.
         selection: What the checkpoint was chosen on: `none` (the last step, or its running average), `held_out`,
-            `legacy_test` (chosen on the very photos it is judged on), or `unknown`: the checkpoint does not say.
+            `train_part` (a second stage chosen on photos that its encoder was trained on), `legacy_test` (chosen on the
+            very photos it is judged on), or `unknown`: the checkpoint does not say.
     """
 
     score: str = "logit"

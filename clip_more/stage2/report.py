@@ -66,7 +66,8 @@ def write_method(
     predictions = Predictions(scores[method], test.targets.numpy(), test.known.numpy())
     start = description.get("trained_from") or "unknown"
     results = results_of(config, data, classifier.encoder, predictions, scores, start, thresholds)
-    results.protocol = replace(results.protocol, selection=description.get("selection", "unknown"))
+    chosen_on = _chosen_on(description.get("selection", "unknown"), record["selection"])
+    results.protocol = replace(results.protocol, selection=chosen_on)
     results.chance = chance_map(predictions.targets, data.profile, known=predictions.known)
     results.evaluated["stage2"] = {
         "method": method,
@@ -77,7 +78,8 @@ def write_method(
         **_differences(results, predictions, scores, method, config),
     }
     link_encoder(merged, folder)
-    content = {key: description.get(key) for key in ("class_names", "profile", "trained_from", "geometry", "selection")}
+    content = {key: description.get(key) for key in ("class_names", "profile", "trained_from", "geometry")}
+    content |= {"selection": chosen_on, "softmax": config.task == "single_label"}
     own = None if thresholds is None else thresholds[method].tolist()
     stage2 = {"method": method, "chosen": selection.chosen, "selection": record["selection"]}
     save_head(
@@ -108,6 +110,13 @@ def _thresholds(
         row: fit_thresholds(targets, logits_of(own, val.features), known)
         for row, own in ((JOINT, before), (method, head))
     }
+
+
+def _chosen_on(stage1: str, stage2: str) -> str:
+    """What a classifier was chosen on, over both stages: whichever says least for it."""
+    if stage1 in ("legacy_test", "unknown") or stage2 == "given":
+        return stage1
+    return stage2
 
 
 def _differences(

@@ -147,7 +147,7 @@ def test_without_held_out_photos_a_part_of_train_chooses_with_a_warning_and_refi
     assert found["refitted"]
     assert (found["selection"], found["measure"]) == ("train_part", "macro mAP")
     content = json.loads((folder / "head.json").read_text())
-    assert content["stage2"]["selection"] == "train_part"
+    assert content["stage2"]["selection"] == content["selection"] == "train_part"
     assert content["thresholds"] is None
     assert content["options"]["inputs"] == "unit"
     assert not (folder / "multilabel.json").exists()
