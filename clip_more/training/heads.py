@@ -98,7 +98,7 @@ def start_head(head: FeatureHead, directions: Tensor, features: Predictions, one
         scale, fitted, _ = fit_scale_and_bias(products.numpy(), features.targets, features.known, bounds)
         bias = torch.from_numpy(fitted)
     head.weight.copy_(directions * (scale / length if isinstance(head, LinearHead) else 1.0))
-    if isinstance(head, CosineHead):
+    if isinstance(head, CosineHead) and head.log_scale.requires_grad:  # ldam scales by itself
         head.log_scale.fill_(math.log(scale))
     assert head.bias is not None
     head.bias.copy_(bias)
