@@ -56,8 +56,9 @@ def test_every_head_is_made_for_every_encoder(kind, net):
         assert torch.isfinite(head(encoder.encode_image(torch.zeros(2, 3, 32, 32)))).all()
 
 
-def test_the_cosine_head_of_ldam_leaves_the_scale_to_the_loss(net):
+def test_the_cosine_head_of_ldam_leaves_the_scale_to_the_loss(net, features):
     head = make_head(config_of(**SINGLE | {"loss": "ldam"}, head="cosine"), net, PROFILE)
+    start_head(head, mean_directions(features), features, True)
     assert head.log_scale.item() == 0
     assert not head.log_scale.requires_grad
 
