@@ -36,10 +36,14 @@ def test_half_precision_checkpoint_comes_up_in_fp32(saved):
 
 
 def test_saved_tokenizer_and_processor_are_used(tiny, saved):
+    from transformers import AutoTokenizer
+
     from clip_more.models.processor import clip_image_processor
 
-    tiny.tokenizer.add_tokens(["<brand new>"])  # 49409 tokens: more than the tower has
     tiny.tokenizer.save_pretrained(saved)
+    own = AutoTokenizer.from_pretrained(saved)  # other tests share that of `tiny`
+    own.add_tokens(["<brand new>"])  # 49409 tokens: more than the tower has
+    own.save_pretrained(saved)
     clip_image_processor(32, {"mean": [0.1, 0.2, 0.3]}).save_pretrained(saved)
     with pytest.raises(ValueError, match="49409 tokens, but the text tower's table only 49408"):
         load_clip(str(saved))
