@@ -241,7 +241,7 @@ def compare(options: argparse.Namespace) -> None:
 def _results_file(name: str) -> Path:
     path = Path(name)
     if path.is_dir():
-        path = path / "report" / "results.json"
+        path = path / "results.json" if (path / "results.json").is_file() else path / "report" / "results.json"
     if not path.is_file():
         raise ValueError(f"{name} is neither a finished run nor a results file (there is no {path})")
     return path

@@ -86,7 +86,7 @@ def judge_run(folder: str | Path, config: TrainConfig, data: LongTailData, accel
     content = read_description(folder / "merged")
     _same_classes(names, data, folder / "merged")
     scores: dict[str, np.ndarray] = {}
-    start = config.model
+    start = content.get("trained_from") or config.model
     if isinstance(merged.encoder, Clip):
         clip = load_clip(config.model, image_size=config.image_size, geometry=config.geometry, seed=config.seed)
         start = clip.source

@@ -25,6 +25,7 @@ from clip_more.evaluation.wise_ft import (
 )
 from clip_more.evaluation.zero_shot import ZeroShotModel, check_scores, compare_zero_shot, load_zero_shot_model
 from clip_more.evaluation.zero_shot_comparison import ZeroShotComparison, map_with_unseen
+from clip_more.models.classifier import has_feature_head
 from clip_more.models.clip import Clip
 from clip_more.models.multilabel import FILE, read_multilabel
 from clip_more.models.prompts import load_prompt_sets
@@ -51,6 +52,11 @@ def compared_models(sources: Sequence[str], config: TrainConfig) -> dict[str, st
     for place, source in enumerate(sources):
         folder = Path(source)
         run = (folder / "config.yaml").is_file()
+        if run and has_feature_head(folder / "merged"):
+            raise ValueError(
+                f"{source} has a head on features and no prompts, and this compares models by prompts; "
+                "`clip-more zero-shot RUN` without options sets its rows side by side"
+            )
         if run and not (folder / "merged" / FILE).is_file():
             raise ValueError(f"{source} is not finished: it has no merged checkpoint yet; train it to its end first")
         if run and place == 0:

@@ -73,6 +73,11 @@ class DiscrepancyLoss(nn.Module):
             raise ValueError(f"classes {empty} have no positive in train, so they have no prior")
         if centred and distance == "kl":
             raise ValueError("centred subtracts a mean from logit differences; it has no meaning for distance kl")
+        if softmax and distance == "kl" and weighting == "label" and prior_exponent != 0:
+            raise ValueError(
+                "distance kl of a softmax is one figure a photo, whose terms by class may be negative: weighted by "
+                "class they would reward a distance; set discrepancy_weighting: sample, or discrepancy_distance: l2"
+            )
         self.weighting = weighting
         self.sample_reduce = sample_reduce
         self.distance = distance

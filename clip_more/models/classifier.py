@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from clip_more.models.backbones import Backbone, is_backbone, load_backbone, read_backbone
 from clip_more.models.clip import Clip, load_clip
@@ -50,7 +51,8 @@ class Classifier(nn.Module):
 class FeatureClassifier(nn.Module):
     """A CLIP's vision tower or a plain backbone, and a head on its features: pixels in, logits out.
 
-    An encoder of which nothing is trained stays in evaluation mode: its batch statistics do not move.
+    What is frozen of the encoder keeps its batch statistics: an encoder of which nothing is trained stays in evaluation
+    mode, and so does batch normalisation whose own weights are not trained.
     """
 
     def __init__(self, encoder: Encoder, head: FeatureHead) -> None:
@@ -75,6 +77,9 @@ class FeatureClassifier(nn.Module):
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.encoder.parameters()):
             self.encoder.eval()
+        for layer in self.encoder.modules():
+            if isinstance(layer, _BatchNorm) and not any(p.requires_grad for p in layer.parameters()):
+                layer.eval()
         return self
 
 

@@ -117,8 +117,9 @@ class CosineHead(FeatureHead):
 
     @torch.no_grad()
     def clamp_scale(self) -> None:
-        """Keep the scale at or below 100."""
-        self.log_scale.clamp_(max=math.log(self.MOST))
+        """Keep a scale that is learnt at or below 100."""
+        if self.log_scale.requires_grad:
+            self.log_scale.clamp_(max=math.log(self.MOST))
 
 
 class FixedHead(FeatureHead):

@@ -97,9 +97,17 @@ class PromptHead(nn.Module):
             return self.log_scale.exp() * (_unit(image_features) @ text_features.T) + bias
 
     @torch.no_grad()
-    def start_from(self, cosines: np.ndarray, targets: np.ndarray, known: np.ndarray) -> float:
-        """Set scale and biases to their best fit on train (see `fit_scale_and_bias`); returns the loss an image."""
-        scale, bias, loss = fit_scale_and_bias(cosines, targets, known)
+    def start_from(self, cosines: np.ndarray, targets: np.ndarray, known: np.ndarray, one_label: bool = False) -> float:
+        """Set scale and biases to their best fit on train (see `fit_scale_and_bias`); returns the loss an image.
+
+        Before a softmax over classes (`one_label`) the scale alone (see `fit_softmax_scale`): biases would take over
+        the class prior, which losses that know of it bring in themselves.
+        """
+        if one_label:
+            scale, loss = fit_softmax_scale(cosines, targets.argmax(axis=1))
+            bias = np.zeros(targets.shape[1])
+        else:
+            scale, bias, loss = fit_scale_and_bias(cosines, targets, known)
         self.log_scale.fill_(math.log(scale))
         self.bias.copy_(torch.from_numpy(bias))
         return loss
@@ -156,6 +164,32 @@ def fit_scale_and_bias(
     best = minimize(loss_and_gradient, start, jac=True, bounds=box, method="L-BFGS-B", options={"maxiter": 200})
     scale = best.x[0] / spread
     return float(scale), best.x[1:] - scale * mean, float(best.fun)
+
+
+def fit_softmax_scale(
+    cosines: np.ndarray, labels: np.ndarray, bounds: tuple[float, float] = SCALE_BOUNDS
+) -> tuple[float, float]:
+    """The scale with the least cross-entropy on cached cosines: a convex fit in float64.
+
+    Args:
+        cosines: (N, C).
+        labels: (N,) class indices.
+        bounds: Of the scale; equal ones leave nothing to fit.
+
+    Returns:
+        The scale, and the cross-entropy an image that it reaches.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
+    cosines = cosines.astype(np.float64)
+    right = cosines[np.arange(len(labels)), labels]
+
+    def loss(scale: float) -> float:
+        return float((logsumexp(scale * cosines, axis=1) - scale * right).mean())
+
+    scale = bounds[0] if bounds[0] == bounds[1] else float(minimize_scalar(loss, bounds=bounds, method="bounded").x)
+    return scale, loss(scale)
 
 
 def encode_prompts(clip: Clip, input_ids: Tensor) -> Tensor:

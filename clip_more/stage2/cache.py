@@ -28,7 +28,7 @@ def cached_features(
 ) -> tuple[dict[str, Cached], str | None]:
     """Features of every part, from the file where it is of the same weights and photos.
 
-    They stay mapped from the file: what is not read takes no memory.
+    They stay mapped from the file: features that are not read take no memory.
 
     Args:
         path: A .safetensors file; written complete or not at all.

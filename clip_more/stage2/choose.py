@@ -20,6 +20,7 @@ class Stage:
         train: Photos that a method learns from.
         val: Photos that it chooses on; None leaves nothing to choose.
         single_label: Every photo has exactly one class.
+        sigmoids: Stage 1 was trained on one sigmoid a class, as with several labels, so that most logits are negative.
         groups: Group name to class indices, for the figures beside the one that chooses.
         seed: Of fresh weights and of the order of photos.
         refit: Make the chosen candidate again from train and val together.
@@ -34,6 +35,7 @@ class Stage:
     seed: int = 0
     refit: bool = False
     device: str = "cpu"
+    sigmoids: bool = False
 
 
 @dataclass(frozen=True)

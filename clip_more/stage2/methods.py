@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+from clip_more.config import TrainConfig
 from clip_more.models.feature_heads import FeatureHead
 from clip_more.stage2.choose import Selection, Stage
 from clip_more.stage2.learned import crt, lws
@@ -12,6 +13,7 @@ from clip_more.stage2.max_norm import maxnorm_cb
 from clip_more.stage2.nearest_mean import ncm
 from clip_more.stage2.options import Stage2Options
 from clip_more.stage2.post_hoc import la_additive, la_multiplicative, tau
+from clip_more.training.combinations import BALANCED_LOSSES, is_balanced
 
 _FITS = ("lr", "epochs", "batch_size", "weight_decay")
 
@@ -56,10 +58,6 @@ KEEPS_AP = (
     "{method} moves or stretches the logits of each class by themselves: the order of the photos of a class, its AP "
     "and macro mAP stay as they are. Top-1, micro-AP and F1 at thresholds may change."
 )
-_CORRECTED = {
-    "sampler": ("class_balanced", "square_root", "progressive", "class_aware", "distribution_balanced"),
-    "loss": ("balanced_softmax", "logit_adjusted_ce", "ldam", "cb_ce", "cb_bce", "db", "db_focal"),
-}
 
 
 def check_method(method: str, options: Stage2Options) -> Method:
@@ -78,14 +76,17 @@ def check_method(method: str, options: Stage2Options) -> Method:
     return METHODS[method]
 
 
-def corrected_already(method: str, sampler: str, loss: str) -> str | None:
+def corrected_already(method: str, config: TrainConfig) -> str | None:
     """A sentence where a method corrects for class frequency what stage 1 has corrected for already."""
     if method not in ("tau", "lws", "la_additive", "la_multiplicative"):
         return None
-    for key, value in (("sampler", sampler), ("loss", loss)):
-        if value in _CORRECTED[key]:
-            return (
-                f"stage 1 was trained with {key}: {value}, which favours rare classes already; {method} on top "
-                "corrects twice. The validation curve shows whether that helps here"
-            )
-    return None
+    if config.loss in BALANCED_LOSSES:
+        given = f"loss: {config.loss}"
+    elif is_balanced(config):
+        given = f"sampler: {config.sampler}"
+    else:
+        return None
+    return (
+        f"stage 1 was trained with {given}, which favours rare classes already; {method} on top corrects twice. The "
+        "validation curve shows whether that helps here"
+    )

@@ -67,13 +67,13 @@ def la_multiplicative(stage: Stage, options: Stage2Options) -> tuple[FeatureHead
     """Multiplicative logit adjustment by the class prior of train, gamma of 0, 0.1 .. 3 chosen on validation.
 
     Raises:
-        ValueError: With several labels a photo, where most logits are negative.
+        ValueError: After a loss of one sigmoid a class, where most logits are negative.
     """
-    if not stage.single_label:
+    if stage.sigmoids or not stage.single_label:
         raise ValueError(
-            "la_multiplicative multiplies logits, and with several labels a photo most of them are negative: the rarer "
-            "the class, the further it falls. Logits -1, -1.2, -1.1 of classes with priors .9, .09, .01 become -1.1, "
-            "-13.3, -110 at gamma 1. Choose la_additive"
+            "la_multiplicative multiplies logits, and after a loss of one sigmoid a class most of them are negative: "
+            "the rarer the class, the further it falls. Logits -1, -1.2, -1.1 of classes with priors .9, .09, .01 "
+            "become -1.1, -13.3, -110 at gamma 1. Choose la_additive"
         )
     head = linear_form(stage.head)
 

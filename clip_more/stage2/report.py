@@ -30,6 +30,7 @@ from clip_more.stage2.measure import logits_of
 from clip_more.stage2.plots import plot_selection
 
 JOINT = "joint"
+FITTED = ("crt", "ncm", "maxnorm_cb")
 ON = {"held_out": "held-out photos", "train_part": "photos of train, which the encoder was trained on"}
 
 
@@ -79,7 +80,9 @@ def write_method(
     }
     link_encoder(merged, folder)
     content = {key: description.get(key) for key in ("class_names", "profile", "trained_from", "geometry")}
-    content |= {"selection": chosen_on, "softmax": config.task == "single_label"}
+    # Methods that fit a classifier of their own do so by a softmax where every photo has one label.
+    softmax = config.task == "single_label" if method in FITTED else bool(description.get("softmax", False))
+    content |= {"selection": chosen_on, "softmax": softmax}
     own = None if thresholds is None else thresholds[method].tolist()
     stage2 = {"method": method, "chosen": selection.chosen, "selection": record["selection"]}
     save_head(

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_more.config import ConfigError, TrainConfig
+from clip_more.config import LOSSES_OF_ONE_LABEL, ConfigError, TrainConfig
 from clip_more.data.form import digest
 from clip_more.data.load import LongTailData, load_data
 from clip_more.data.profile import GROUPS
@@ -75,7 +75,7 @@ def stage2(
     asked = {name: value for name, value in asdict(options).items() if name in chosen.takes}
     if _is_there(out, of, asked):
         return out
-    if why := corrected_already(method, config.sampler, config.loss):
+    if why := corrected_already(method, config):
         warnings.warn(why, stacklevel=2)
 
     start = time.perf_counter()
@@ -190,6 +190,7 @@ def _stage(
         train=train,
         val=val,
         single_label=config.task == "single_label",
+        sigmoids=config.loss not in LOSSES_OF_ONE_LABEL,
         groups={group: data.profile.indices(group) for group in GROUPS},
         seed=config.seed,
         refit=refit,

@@ -209,7 +209,13 @@ def _base_loss(config: TrainConfig, profile: ClassProfile) -> nn.Module:
         "counts": counts,
         "photos": profile.photos,
     }
-    ldam = {"max_margin": config.ldam_margin, "scale": config.ldam_scale, "defer": config.ldam_defer}
+    # A cosine head applies the scale itself, so that what it exports, and L_MORE, know of it.
+    scaled = config.head == "cosine"
+    ldam = {
+        "max_margin": config.ldam_margin * (config.ldam_scale if scaled else 1.0),
+        "scale": 1.0 if scaled else config.ldam_scale,
+        "defer": config.ldam_defer,
+    }
     options: dict[str, dict[str, Any]] = {
         "bce": reduction,
         "asl": asl | reduction,

@@ -6,7 +6,7 @@ from clip_more.config import LOSSES_OF_ONE_LABEL, ConfigError
 
 _DB = ("db", "db_focal")
 # Losses that already stand up for rare classes.
-_BALANCED_LOSSES = ("cb_bce", *_DB, "cb_ce", "balanced_softmax", "logit_adjusted_ce", "ldam")
+BALANCED_LOSSES = ("cb_bce", *_DB, "cb_ce", "balanced_softmax", "logit_adjusted_ce", "ldam")
 # What db's weights are made for: draws of a class, all alike, and then of one of its photos.
 _DB_SAMPLERS = ("distribution_balanced", "class_aware")
 # Sums over classes that stay unbiased when the classes are a sample.
@@ -24,6 +24,7 @@ def check_combination(config: Any) -> list[str]:
     """
     _refuse_losses(config)
     _refuse_heads(config)
+    _refuse_vain_keys(config)
     return [*_twice(config), *_heads(config), *_discrepancy(config)]
 
 
@@ -37,6 +38,9 @@ def _get(config: Any, key: str) -> Any:
         "head": "prompts",
         "tuning": "more",
         "feature_regularisation": 0.0,
+        "decay_all": False,
+        "weight_decay_head": 0.0,
+        "discrepancy_gradient": "both",
         "text_classes": None,
         "ldam_scale": 30.0,
         "discrepancy_weighting": "label",
@@ -71,7 +75,26 @@ def _refuse_heads(config: Any) -> None:
         )
 
 
-def _is_balanced(config: Any) -> bool:
+def _refuse_vain_keys(config: Any) -> None:
+    if _get(config, "feature_regularisation"):
+        if _get(config, "tuning") == "head":
+            raise ConfigError(
+                "feature_regularisation makes features shorter, and tuning: head trains nothing that makes them; set "
+                "feature_regularisation: 0, or tuning: full"
+            )
+        if _get(config, "tuning") == "more" and _get(config, "discrepancy_gradient") == "tail":
+            raise ConfigError(
+                "discrepancy_gradient: tail sees logits alone, not the features that feature_regularisation is about; "
+                "leave one of them at its default"
+            )
+    if _get(config, "decay_all") and _get(config, "weight_decay_head"):
+        raise ConfigError(
+            "decay_all puts weight_decay on the head too, and weight_decay_head says otherwise; leave one of them out"
+        )
+
+
+def is_balanced(config: Any) -> bool:
+    """Whether the sampler of a recipe draws rare classes more often than they come."""
     sampler = _get(config, "sampler")
     return sampler != "instance" and not (sampler == "weighted" and _get(config, "sampler_exponent") >= 1)
 
@@ -79,7 +102,7 @@ def _is_balanced(config: Any) -> bool:
 def _twice(config: Any) -> list[str]:
     """Corrections for class frequency that add up."""
     loss, sampler = _get(config, "loss"), _get(config, "sampler")
-    balanced_draws, found = _is_balanced(config), []
+    balanced_draws, found = is_balanced(config), []
     if balanced_draws and loss in _DB:
         if sampler not in _DB_SAMPLERS:
             found.append(
@@ -87,7 +110,7 @@ def _twice(config: Any) -> list[str]:
                 f"sampler: {sampler} draws otherwise, which corrects for rare classes in part twice; set sampler: "
                 "distribution_balanced (or class_aware, or instance)"
             )
-    elif balanced_draws and loss in _BALANCED_LOSSES:
+    elif balanced_draws and loss in BALANCED_LOSSES:
         found.append(
             f"sampler: {sampler} and loss: {loss} both make up for rare classes, which corrects twice; set sampler: "
             "instance, or a loss without class counts (bce, asl, focal; ce, focal_ce)"

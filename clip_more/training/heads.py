@@ -23,7 +23,7 @@ from clip_more.models.feature_heads import (
     rotated_towards,
     simplex_etf,
 )
-from clip_more.models.heads import SCALE_BOUNDS, PromptHead, fit_scale_and_bias
+from clip_more.models.heads import SCALE_BOUNDS, PromptHead, fit_scale_and_bias, fit_softmax_scale
 
 if TYPE_CHECKING:
     from clip_more.data.profile import ClassProfile
@@ -49,6 +49,11 @@ def make_head(config: TrainConfig, encoder: Encoder, profile: ClassProfile) -> F
     if config.head_init == "text" and not isinstance(encoder, Clip):
         raise ConfigError(f"head_init: text needs a text tower, and {encoder.source} has none; choose class_mean")
     classes, features = len(profile.names), feature_size(encoder)
+    if config.head in ("etf", "frame") and config.head_init != "random" and features < classes:
+        raise ConfigError(
+            f"head_init: {config.head_init} rotates a head of {classes} rows, which takes as many features, and this "
+            f"encoder gives {features}; leave head_init out"
+        )
     generator = torch.Generator().manual_seed(config.seed)
     bias = _log_odds(profile.frequency) if config.loss not in LOSSES_OF_ONE_LABEL else torch.zeros(classes)
     try:
@@ -60,8 +65,8 @@ def make_head(config: TrainConfig, encoder: Encoder, profile: ClassProfile) -> F
     weight = torch.empty(classes, features).uniform_(-1, 1, generator=generator) / math.sqrt(features)
     if config.head == "cosine":
         head = CosineHead(weight, bias)
-        if config.loss == "ldam":  # which scales cosines by ldam_scale
-            head.log_scale.requires_grad_(False).zero_()
+        if config.loss == "ldam":  # whose scale is fixed
+            head.log_scale.requires_grad_(False).fill_(math.log(config.ldam_scale))
         return head
     return (LinearHead if config.head == "linear" else NormedLinearHead)(weight, bias)
 
@@ -92,14 +97,16 @@ def start_head(head: FeatureHead, directions: Tensor, features: Predictions, one
     else:
         products, bounds = F.normalize(raw, dim=-1) @ directions.T, SCALE_BOUNDS
     if one_label:
-        scale = _softmax_scale(products.numpy(), features.targets.argmax(axis=1), bounds)
+        scale, _ = fit_softmax_scale(products.numpy(), features.targets.argmax(axis=1), bounds)
         bias = torch.zeros(len(directions))
     else:
         scale, fitted, _ = fit_scale_and_bias(products.numpy(), features.targets, features.known, bounds)
         bias = torch.from_numpy(fitted)
     head.weight.copy_(directions * (scale / length if isinstance(head, LinearHead) else 1.0))
-    if isinstance(head, CosineHead) and head.log_scale.requires_grad:  # ldam scales by itself
-        head.log_scale.fill_(math.log(scale))
+    if isinstance(head, CosineHead):
+        if head.log_scale.requires_grad:
+            head.log_scale.fill_(math.log(scale))
+        scale = float(head.log_scale.exp())
     assert head.bias is not None
     head.bias.copy_(bias)
     return scale
@@ -117,22 +124,6 @@ def mean_directions(features: Predictions) -> Tensor:
     positive = torch.from_numpy(features.targets & features.known).float()
     means = (positive.T @ unit) / positive.sum(dim=0).clamp_min(1)[:, None]
     return F.normalize(means - unit.mean(dim=0), dim=-1)
-
-
-def _softmax_scale(products: np.ndarray, labels: np.ndarray, bounds: tuple[float, float]) -> float:
-    """The factor within bounds with the least cross-entropy."""
-    from scipy.optimize import minimize_scalar
-    from scipy.special import logsumexp
-
-    if bounds[0] == bounds[1]:
-        return bounds[0]
-    products = products.astype(np.float64)
-    right = products[np.arange(len(labels)), labels]
-
-    def loss(scale: float) -> float:
-        return float((logsumexp(scale * products, axis=1) - scale * right).mean())
-
-    return float(minimize_scalar(loss, bounds=bounds, method="bounded").x)
 
 
 def _log_odds(share: np.ndarray) -> Tensor:

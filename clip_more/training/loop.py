@@ -112,8 +112,8 @@ def optimise(run: Run, task: LongTailTask) -> None:
             batch = send_to_device(batch, accelerator.device, non_blocking=True)
             done = progress.step
             weight = plan.alpha(done) if task.discrepancy is not None else 0.0
-            if isinstance(task.base_loss, LdamLoss):
-                task.base_loss.at(done / plan.total)
+            if isinstance(prepared.trained.base_loss, LdamLoss):
+                prepared.trained.base_loss.at(done / plan.total)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * warmup_cosine(done, plan.total, config.warmup)
             with accelerator.accumulate(wrapped):
@@ -154,7 +154,7 @@ def optimise(run: Run, task: LongTailTask) -> None:
             with throughput.pause():
                 if plan.judges(step):
                     _validate(run, prepared, state)
-                if config.forgetting and (step % plan.epoch == 0 or step == plan.total):
+                if config.forgetting and plan.ends_epoch(step):
                     note_correct(run, prepared, step)
                 # Not while steps are skipped: the weights may be what is wrong, and older ones would have to go.
                 if prepared.resumable and (stopping or step == plan.total or (plan.saves(step) and moved)):

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from clip_more.config import ConfigError
 from clip_more.models.feature_heads import FeatureHead
 from clip_more.models.heads import PromptHead
-from clip_more.training.average import RunningAverage
+from clip_more.training.average import RunningAverage, batch_statistics
 from clip_more.training.build import make_optimiser
 from clip_more.training.processes import distribution
 from clip_more.training.run import Run
@@ -60,10 +62,21 @@ class Prepared:
         if self.average is not None and moved:
             self.average.update(self.trained, step)
 
+    @torch.no_grad()
+    def share_statistics(self) -> None:
+        """Give all processes the batch statistics of the first, as checkpoints and exports have them.
+
+        Each gathers its own from its photos, and would judge by them.
+        """
+        if PartialState().num_processes > 1:
+            for _, statistic in batch_statistics(self.trained):
+                broadcast(statistic)
+
     @contextmanager
     def judged(self) -> Iterator[None]:
         """Inside, `task` holds the weights to judge now: the running average, where one is kept."""
         with nullcontext() if self.average is None else self.average.applied(self.trained):
+            self.share_statistics()
             self._bring_home()
             try:
                 yield
@@ -75,6 +88,7 @@ class Prepared:
         """Leave the weights that the recipe keeps in `task`."""
         if self.average is not None:
             self.average.swap(self.trained)
+        self.share_statistics()
         self._bring_home()
 
     def _bring_home(self) -> None:
@@ -91,8 +105,9 @@ def prepare(run: Run, task: LongTailTask) -> Prepared:
     by_ourselves = kind == "fsdp2" and accelerator.device.type == "cpu"
     if by_ourselves:
         shard(trained)
-    # Under fp16 a fused optimiser skips steps by itself, and nobody hears of it.
-    optimizer: Any = make_optimiser(run.config, trained, fused=accelerator.scaler is None)
+    # Under fp16 a fused optimiser skips steps by itself, and nobody hears of it; and torch has no fused SGD for shards.
+    fused = accelerator.scaler is None and not (kind == "fsdp2" and run.config.optimizer == "sgd")
+    optimizer: Any = make_optimiser(run.config, trained, fused=fused)
     wrapped: nn.Module = trained
     if kind == "deepspeed":  # what Accelerate would take from a loader
         accelerator.state.deepspeed_plugin.deepspeed_config |= {

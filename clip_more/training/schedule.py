@@ -73,6 +73,11 @@ class Plan:
         """Weight of L_MORE when `step` steps are done."""
         return alpha(step, self.total, self.amplitude, self.config.alpha_schedule)
 
+    def ends_epoch(self, step: int) -> bool:
+        """Whether step `step` is the last of an epoch; the last of all is if half an epoch or more precedes it."""
+        since = step % self.epoch
+        return since == 0 or (step == self.total and 2 * since >= self.epoch)
+
     def logs(self, step: int) -> bool:
         """Whether step `step` gets a line in metrics.jsonl."""
         return step % min(self.config.log_every, max(1, self.total // 50)) == 0 or step in (1, self.total)

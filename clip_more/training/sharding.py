@@ -116,6 +116,9 @@ def scatter(full: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         tensor.copy_(share_of(tensor, full[name]))
 
 
+_OF_ADAMW = {"step", "exp_avg", "exp_avg_sq"}
+
+
 @torch.no_grad()
 def optimizer_tensors(
     task: nn.Module, optimizer: Any, everywhere: bool = True
@@ -156,6 +159,11 @@ def load_optimizer_tensors(task: nn.Module, optimizer: Any, tensors: Mapping[str
     for key, tensor in tensors.items():
         slot, _, name = key.partition(".")
         found.setdefault(name, {})[slot] = tensor
+    kept = {"momentum_buffer"} if isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.SGD) else _OF_ADAMW
+    if other := sorted({slot for slots in found.values() for slot in slots} - kept):
+        raise ValueError(
+            f"the optimiser's state has {_few(other)}, so another `optimizer` wrote it; go on with that one"
+        )
     held = optimizer.state_dict()
     numbered = {
         names[id(parameter)]: (number, parameter)

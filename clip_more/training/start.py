@@ -16,7 +16,7 @@ from clip_more.data.photos import Photos, verify_photos
 from clip_more.data.samplers import make_order
 from clip_more.data.stream import PhotoStream
 from clip_more.data.transforms import train_transform
-from clip_more.evaluation.predict import image_features, raw_features
+from clip_more.evaluation.predict import Predictions, image_features, raw_features
 from clip_more.models.classifier import Classifier, FeatureClassifier
 from clip_more.models.clip import Clip
 from clip_more.models.prompts import class_prompts, load_templates
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Photos that scale and biases are fitted on, at most.
 HEAD_START_PHOTOS = 20_000
+# Of each class, at least, where its mean is taken.
+HEAD_START_OF_A_CLASS = 20
 
 
 def train_photos(run: Run, plan: Plan, start: int) -> tuple[Photos, DataLoader]:
@@ -94,36 +96,58 @@ def before_first_step(run: Run) -> None:
 
 def head_start(run: Run, classifier: Classifier) -> float:
     """Fit scale and class biases of a prompt head; returns the loss an image."""
-    train, options = _sample(run)
-    features = image_features(classifier.clip, train, run.accelerator, label="head start", **options)
+    rows, _ = head_start_rows(run.data.train, run.config.seed)
+    features = image_features(classifier.clip, run.data.train.select(rows), run.accelerator, **_reading(run))
     with torch.no_grad():
         text = classifier.head.text_features(classifier.clip).cpu().numpy()
-    return classifier.head.start_from(features.scores @ text.T, features.targets, features.known)
+    one_label = run.config.loss in LOSSES_OF_ONE_LABEL
+    return classifier.head.start_from(features.scores @ text.T, features.targets, features.known, one_label)
 
 
 def feature_head_start(run: Run, classifier: FeatureClassifier) -> float:
     """Set the rows of a head on features to class texts or class means; returns the scale."""
     config = run.config
-    train, options = _sample(run)
-    features = raw_features(classifier.encoder, train, run.accelerator, label="head start", **options)
-    if config.head_init == "text":
+    fit, more = head_start_rows(run.data.train, config.seed)
+    means = config.head_init == "class_mean"
+    rows = np.concatenate([fit, more]) if means else fit
+    found = raw_features(classifier.encoder, run.data.train.select(rows), run.accelerator, **_reading(run))
+    if means:
+        directions = mean_directions(found)
+    else:
         prompts = class_prompts(run.data.profile.names, load_templates(config.templates), config.class_prompts)
         directions = text_directions(cast(Clip, classifier.encoder), prompts)
-    else:
-        directions = mean_directions(features)
+    features = Predictions(*(table[: len(fit)] for table in (found.scores, found.targets, found.known)))
     return start_head(classifier.head, directions, features, config.loss in LOSSES_OF_ONE_LABEL)
 
 
-def _sample(run: Run) -> tuple[datasets.Dataset, dict[str, Any]]:
-    """Train photos that a head is started on, and how they are read."""
-    config, train = run.config, run.data.train
-    if len(train) > HEAD_START_PHOTOS:
-        rows = np.random.default_rng(config.seed).permutation(len(train))[:HEAD_START_PHOTOS]
-        train = train.select(np.sort(rows))
-    return train, {
+def head_start_rows(dataset: datasets.Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Train photos that a head is started on.
+
+    Returns:
+        A random sample, all photos if there are no more than `HEAD_START_PHOTOS`; and photos beside it, so that there
+        are `HEAD_START_OF_A_CLASS` of each class, or all it has.
+    """
+    drawn = np.random.default_rng(seed).permutation(len(dataset))
+    if len(dataset) <= HEAD_START_PHOTOS:
+        return np.sort(drawn), drawn[:0]
+    place = np.empty_like(drawn)
+    place[drawn] = np.arange(len(drawn))
+    rows, classes = label_pairs(dataset)
+    order = np.lexsort((place[rows], classes))
+    rows, classes = rows[order], classes[order]
+    first = np.searchsorted(classes, classes)
+    of_each = np.unique(rows[np.arange(len(rows)) - first < HEAD_START_OF_A_CLASS])
+    return np.sort(drawn[:HEAD_START_PHOTOS]), of_each[place[of_each] >= HEAD_START_PHOTOS]
+
+
+def _reading(run: Run) -> dict[str, Any]:
+    """How the photos of a head start are read."""
+    config = run.config
+    return {
         "batch_size": config.batch_size,
         "workers": config.workers,
         "worker_timeout": config.worker_timeout,
+        "label": "head start",
     }
 
 

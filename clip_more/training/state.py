@@ -244,8 +244,8 @@ class TrainingState:
             )
         if before.prompts != now.prompts:
             raise ConfigError(
-                f"the prompts of {self.run.folder} are no longer those it was trained on, and its checkpoint holds the "
-                "tokens of those alone; name another run with --run NAME"
+                f"the prompts of {self.run.folder}, or its head, are no longer those it was trained on, and its "
+                "checkpoint holds the weights of those alone; name another run with --run NAME"
             )
         if before.photos_a_step != now.photos_a_step:
             times, left = divmod(before.photos_a_step, now.processes * now.batch_size)

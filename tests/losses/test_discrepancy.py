@@ -187,6 +187,7 @@ def test_half_precision_logits_are_compared_in_fp32():
         ({"distance": "l1"}, "distance is 'l1'"),
         ({"gradient": "none"}, "gradient is 'none'"),
         ({"centred": True, "distance": "kl"}, "centred subtracts"),
+        ({"softmax": True, "distance": "kl"}, "weighted by class they would reward a distance"),
     ],
 )
 def test_bad_options_are_named(options, text):

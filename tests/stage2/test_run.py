@@ -169,7 +169,7 @@ def test_what_is_given_needs_no_photos_to_choose_on(prompts):
     [
         ("tau", {}, "are equal: all rows of its weight have the norm .*, as with text prompts"),
         ("maxnorm_cb", {}, "maxnorm_cb works on the norms"),
-        ("la_multiplicative", {}, "with several labels a photo most of them are negative"),
+        ("la_multiplicative", {}, "after a loss of one sigmoid a class most of them are negative"),
         ("knn", {}, "--method is 'knn'; choose one of crt, ncm, tau"),
         ("crt", {"gamma": 0.5}, "crt takes no --gamma; it takes --lr, --epochs, --batch_size, --weight_decay"),
     ],

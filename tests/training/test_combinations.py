@@ -75,6 +75,23 @@ def test_feature_regularisation_is_refused_on_heads_that_do_not_see_lengths(head
     assert check(head=head, feature_regularisation=0.0) == []
 
 
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"tuning": "head"}, "tuning: head trains nothing that makes them"),
+        ({"discrepancy_gradient": "tail"}, "discrepancy_gradient: tail sees logits alone"),
+    ],
+)
+def test_feature_regularisation_is_refused_where_no_feature_feels_it(keys, reason):
+    assert reason in refused(head="linear", feature_regularisation=0.01, **keys)
+    assert check(head="linear", **keys) == []
+
+
+def test_two_decays_of_the_head_are_refused():
+    assert "leave one of them out" in refused(decay_all=True, weight_decay_head=0.1)
+    assert check(decay_all=True) == check(weight_decay_head=0.1) == []
+
+
 @pytest.mark.parametrize("head", ["linear", "normed_linear", "frame"])
 def test_feature_regularisation_goes_with_heads_that_see_lengths(head):
     assert check(head=head, feature_regularisation=0.01) == []

@@ -92,6 +92,26 @@ def test_interrupted_and_resumed_run_is_bit_identical(keys, one_label, monkeypat
         assert all(torch.equal(one[key], two[key]) for key in one), name
 
 
+def test_another_optimiser_does_not_take_over_the_state_of_the_first(one_label, monkeypatch):
+    settings = from_dict({**one_label, **NET, "checkpoint_every": 2}, "test")
+    monkeypatch.setattr(loop, "report", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(settings)
+    other = from_dict({**one_label, **NET, "optimizer": "adamw", "changed_recipe": "accept", "max_steps": 6}, "test")
+    with pytest.raises(ConfigError, match="has momentum_buffer, so another `optimizer` wrote it"):
+        loop.train(other)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_comparison_by_prompts_says_that_it_needs_them(one_label, capsys):
+    folder = loop.train(from_dict({**one_label, **CLIP}, "test"))
+    assert main(["zero-shot", str(folder), "--alphas", "0,1"]) == 1
+    assert "has a head on features and no prompts" in capsys.readouterr().err
+
+
 def test_forgetting_is_noted_after_each_epoch(one_label):
     folder = loop.train(from_dict({**one_label, **NET, "max_steps": None, "epochs": 2, "forgetting": True}, "test"))
     files = sorted((folder / "forgetting").iterdir())

@@ -172,7 +172,28 @@ def test_loss_options_reach_the_loss():
     config = config_of(**NET | {"head": "cosine"}, **ONE | {"loss": "ldam"}, ldam_margin=0.4, ldam_defer=0.8)
     loss = build_task(config, classifier_of(config), PROFILE).base_loss
     assert isinstance(loss, LdamLoss)
-    assert (loss.margin.max().item(), loss.defer) == (pytest.approx(0.4), 0.8)
+    assert (loss.margin.max().item(), loss.scale, loss.defer) == (pytest.approx(12), 1, 0.8)
+    config = config_of(**NET, **ONE | {"loss": "ldam"}, ldam_margin=0.4)
+    loss = build_task(config, classifier_of(config), PROFILE).base_loss
+    assert (loss.margin.max().item(), loss.scale, loss.defer) == (pytest.approx(0.4), 30, None)
+
+
+def test_ldam_on_a_cosine_head_is_its_formula(batch):
+    task = task_of(**NET | {"head": "cosine"}, **ONE | {"loss": "ldam"}, tuning="full").double()
+    head, classes = task.classifier.head, batch["targets"].argmax(1)
+    h = task.classifier.encoder.encode_image(batch["pixel_values"].double())
+    cosines = torch.nn.functional.cosine_similarity(h[:, None], head.weight[None], dim=-1)
+    margins = 0.5 * (torch.tensor([50.0, 9, 3]) / 3) ** -0.25
+    expected = torch.nn.functional.cross_entropy(30 * (cosines - margins * batch["targets"]), classes)
+    found = task({**batch, "pixel_values": batch["pixel_values"].double()})["base"]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_lora_on_a_net_leaves_the_statistics_of_the_frozen_base(batch):
+    task = task_of(**NET, tuning="lora")
+    before = task.classifier.encoder.model.bn1.running_mean.clone()
+    task(batch)
+    assert torch.equal(task.classifier.encoder.model.bn1.running_mean, before)
 
 
 @pytest.mark.parametrize(

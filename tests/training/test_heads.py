@@ -4,12 +4,14 @@ import torch
 import torch.nn.functional as F
 
 from clip_more.config import ConfigError
+from clip_more.data.form import make_dataset
 from clip_more.data.profile import ClassProfile
 from clip_more.evaluation.predict import Predictions
 from clip_more.models.backbones import load_backbone
 from clip_more.models.clip import load_clip
 from clip_more.models.feature_heads import FixedHead
 from clip_more.recipe import from_dict
+from clip_more.training import start
 from clip_more.training.heads import feature_size, make_head, mean_directions, start_head, text_directions
 
 PROFILE = ClassProfile(("red", "green", "blue"), (50, 9, 3), 20, 5, photos=60)
@@ -56,11 +58,36 @@ def test_every_head_is_made_for_every_encoder(kind, net):
         assert torch.isfinite(head(encoder.encode_image(torch.zeros(2, 3, 32, 32)))).all()
 
 
-def test_the_cosine_head_of_ldam_leaves_the_scale_to_the_loss(net, features):
+def test_the_cosine_head_of_ldam_has_its_scale_fixed(net, features):
     head = make_head(config_of(**SINGLE | {"loss": "ldam"}, head="cosine"), net, PROFILE)
     start_head(head, mean_directions(features), features, True)
-    assert head.log_scale.item() == 0
+    head.clamp_scale()
+    assert head.log_scale.exp().item() == pytest.approx(30)
     assert not head.log_scale.requires_grad
+
+
+def test_a_frame_is_not_rotated_with_fewer_features_than_classes(net):
+    narrow = ClassProfile([f"c{c}" for c in range(65)], [5] * 65, 20, 5, photos=325)
+    assert make_head(config_of(head="etf"), net, narrow).weight.shape == (65, 64)
+    with pytest.raises(ConfigError, match=r"head_init: class_mean rotates a head of 65 rows.* leave head_init out"):
+        make_head(config_of(head="etf", head_init="class_mean"), net, narrow)
+
+
+def test_a_head_start_sees_photos_of_every_class(monkeypatch):
+    monkeypatch.setattr(start, "HEAD_START_PHOTOS", 50)
+    monkeypatch.setattr(start, "HEAD_START_OF_A_CLASS", 4)
+    labels = [0] * 300 + [1] * 30 + [2] * 3 + [3] * 4
+    dataset = make_dataset([b""] * len(labels), [[c] for c in labels], ["a", "b", "c", "d"])
+    fit, more = start.head_start_rows(dataset, 0)
+    assert len(fit) == 50
+    assert len(set(fit) | set(more)) == len(fit) + len(more)
+    counts = np.bincount(np.array(labels)[np.concatenate([fit, more])], minlength=4)
+    assert (counts[1:] >= [4, 3, 4]).all()
+    assert len(more) < 12
+    monkeypatch.undo()
+    fit, more = start.head_start_rows(dataset, 0)
+    assert fit.tolist() == list(range(len(labels)))
+    assert not len(more)
 
 
 def test_an_encoder_that_cannot_carry_a_head_is_refused(net):

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from clip_more.training.schedule import alpha, warmup_cosine
+from clip_more.config import TrainConfig
+from clip_more.training.schedule import Plan, alpha, warmup_cosine
 
 
 def test_sinusoidal_is_a_half_wave():
@@ -31,3 +32,10 @@ def test_learning_rate_rises_then_falls_along_a_cosine():
     assert factors[55] == pytest.approx(0.5)
     assert factors[100] == pytest.approx(0.0, abs=1e-12)
     assert warmup_cosine(0, 100, 0.0) == 1.0
+
+
+@pytest.mark.parametrize(("max_steps", "ends"), [(12, [4, 8, 12]), (9, [4, 8]), (10, [4, 8, 10]), (1, [])])
+def test_a_last_epoch_counts_from_its_half_on(max_steps, ends):
+    config = TrainConfig(max_steps=max_steps, batch_size=8)
+    plan = Plan.of(config, photos=30, classes=2, processes=1, validates=False)
+    assert [step for step in range(1, max_steps + 1) if plan.ends_epoch(step)] == ends
