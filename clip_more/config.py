@@ -122,8 +122,9 @@ class ModelConfig:
     )
     head: str = _key(
         "prompts",
-        "From features to logits. prompts: the text tower; linear; normed_linear, rows of unit length; cosine, "
-        "features too; etf, a fixed simplex; frame, fixed orthonormal rows. All but prompts go with any backbone.",
+        "From features to logits. prompts: the text tower; linear, which stage2's tau and maxnorm_cb need; "
+        "normed_linear, rows of unit length; cosine, features too; etf, a fixed simplex; frame, fixed orthonormal "
+        "rows. All but prompts go with any backbone.",
         choices=("prompts", "linear", "normed_linear", "cosine", "etf", "frame"),
     )
     head_init: str = _key(

@@ -24,6 +24,7 @@ def _train(choices: Any) -> None:
         verbs.train,
         "fine-tune a CLIP by a recipe; naming the same run again resumes it",
         "clip-more train recipes/voc_mlt/bce_more.yaml --data_root ~/data --lr 2e-6\n"
+        "clip-more train recipes/own_photos/ce.yaml --data_root ~/mine --model timm:resnet50/pretrained --head linear\n"
         "accelerate launch --num_processes 4 -m clip_more.cli train recipes/voc_mlt/bce_more.yaml --processes 4",
     )
     add_recipe(train)
@@ -38,7 +39,7 @@ def _stage2(choices: Any) -> None:
         "adjustment",
         "clip-more stage2 runs/digits_lt-ce --method crt\n"
         "clip-more stage2 runs/cifar100_lt-weight_decay --method maxnorm_cb\n"
-        "clip-more evaluate runs/digits_lt-ce/stage2/crt recipes/digits_lt/ce.yaml",
+        "clip-more evaluate runs/digits_lt-ce/stage2/crt",
     )
     stage2_verb.add_stage2(stage2)
 
@@ -226,15 +227,18 @@ def _compare(choices: Any) -> None:
         "compare",
         verbs.compare,
         "set two results side by side, photo by photo: is the difference of a group more than noise?",
-        "clip-more compare runs/voc_mlt-bce runs/voc_mlt-bce_more",
+        "clip-more compare runs/voc_mlt-bce runs/voc_mlt-bce_more\n"
+        "clip-more compare runs/digits_lt-ce runs/digits_lt-ce/stage2/crt",
     )
-    compare.add_argument("first", help="a run or a results.json: what the other is compared with")
-    compare.add_argument("second", help="a run or a results.json")
+    compare.add_argument(
+        "first", help="a run, a method of its stage2/, or a results.json: what the other is compared with"
+    )
+    compare.add_argument("second", help="likewise")
     compare.add_argument(
         "--rows",
-        default="merged,merged",
         metavar="ROW,ROW",
-        help="rows of the two results: zero-shot, general, merged (default: merged,merged)",
+        help="rows of the two results: zero-shot, general, merged; joint or the method of a second stage (default: "
+        "merged of a run, the method of a second stage)",
     )
     compare.add_argument("--draws", type=int, default=1000, help="resamples of the test photos (default: 1000)")
     compare.add_argument("--json", metavar="FILE", help="write the comparison there")

@@ -227,7 +227,7 @@ def compare(options: argparse.Namespace) -> None:
     """Paired difference of two results, by group."""
     from clip_more.evaluation.compare import compare as compare_results
 
-    rows = options.rows.split(",")
+    rows = options.rows.split(",") if options.rows else [_own_row(options.first), _own_row(options.second)]
     if len(rows) != 2:
         raise ValueError(f"--rows is {options.rows!r}; give one row of each result, as in merged,merged")
     comparison = compare_results(
@@ -236,6 +236,12 @@ def compare(options: argparse.Namespace) -> None:
     print(comparison.table())
     if options.json:
         comparison.save(options.json)
+
+
+def _own_row(name: str) -> str:
+    """The row of a result that is its model: `merged` of a run, and the method's of a second stage."""
+    folder = Path(name) if Path(name).is_dir() else Path(name).parent
+    return folder.name if folder.parent.name == "stage2" else "merged"
 
 
 def _results_file(name: str) -> Path:
@@ -254,14 +260,15 @@ def of_checkpoint(options: argparse.Namespace) -> tuple[TrainConfig, Path | None
     folder = Path(options.checkpoint)
     if not folder.is_dir() and not options.recipe:
         raise ValueError(f"there is no folder {folder}")
-    recipe = folder / "config.yaml"
+    run = folder.resolve().parents[1] if folder.resolve().parent.name == "stage2" and not options.recipe else folder
+    recipe = run / "config.yaml"
     if recipe.is_file():
-        if not (folder / "merged").is_dir():
+        if not (run / "merged").is_dir():
             raise ValueError(f"{folder} is not finished: it has no merged checkpoint yet; train it to its end first")
         if options.recipe:
             raise ValueError(f"{folder} is a run and has its own recipe; leave {options.recipe} out")
         of_training: dict[str, Any] = {"processes": None, "distribution": None, "trackers": []}
-        values = read_config(folder).to_dict() | of_training | overrides(options)
+        values = read_config(run).to_dict() | of_training | overrides(options)
         return from_dict(values, origin=str(recipe)), folder
     if not options.recipe:
         raise ValueError(f"{folder} is no run (it has no config.yaml); add a recipe")

@@ -107,7 +107,10 @@ def feature_card(
     """
     from huggingface_hub import ModelCardData
 
-    metadata = ModelCardData(license="apache-2.0", pipeline_tag="image-classification", tags=_TAGS).to_yaml()
+    more = ["more"] if config.tuning == "more" else []
+    labels = "single-label" if config.task == "single_label" else "multi-label"
+    tags = [labels, "long-tail", *more, "clip-more"]
+    metadata = ModelCardData(license="apache-2.0", pipeline_tag="image-classification", tags=tags).to_yaml()
     summary = (
         f"An image classifier of {len(content['class_names'])} classes with a long tail: an encoder (`config.json`, "
         f"`model.safetensors`) and a {head.replace('_', ' ')} head on its features (`head.json`, `head.safetensors`)."

@@ -83,6 +83,7 @@ def _fetch(hub_id: str) -> Path:
             why = "it is no folder here, nor in the local Hub cache, and the Hub cannot be reached (or is set offline)"
         raise FileNotFoundError(
             f"cannot load {hub_id!r}: {why}. What works: tiny, small, digits, a folder, a Hub id, "
-            "open_clip:<architecture>/<tag>"
+            "open_clip:<architecture>/<tag>; and under a head other than prompts cifar_resnet32, torchvision:<name>, "
+            "timm:<name>"
         ) from error
     return folder

@@ -80,5 +80,6 @@ def refuse_equal_norms(head: FeatureHead, method: str) -> None:
     )
     raise ValueError(
         f"{method} works on the norms of the classes' weight vectors, and here they are equal: {why}. There is nothing "
-        "for it to even out; choose crt, lws, ncm or la_additive, or train stage 1 with head: linear"
+        "for it to even out; choose crt, lws, ncm, la_additive or la_multiplicative, or train another stage 1: --head "
+        "linear --run NAME"
     )

@@ -176,7 +176,7 @@ def _stage(
     train, val, selected_on = features["train"], features.get("val"), "held_out"
     refit = False
     if val is None and open_choice:
-        selected_on, refit = "train_part", config.refit
+        selected_on, refit = "train_part", True  # stage 1 learnt from all of them, too
         rows, held_out = stratified_split(train.targets.numpy(), VAL_FRACTION, config.seed)
         warnings.warn(
             f"the run held no photos out (val_fraction: 0, refit, or legacy_select_on_test), so values are chosen on "

@@ -27,6 +27,7 @@ def method_text(folder: Path) -> str:
         lines.append(
             f"note: by that, stage 1 itself is better ({100 * record['stage_one']['total']:.1f}, {100 * best:.1f})"
         )
+    lines += _remarks(record)
     if record["refitted"]:
         lines.append("made again with these values on all photos of train")
     lines += [f"{name.replace('_', ' ')}: {_value(value)}" for name, value in record["log"].items()]
@@ -37,6 +38,22 @@ def method_text(folder: Path) -> str:
     if (folder / "selection.png").is_file():
         lines.append(f"validation curve: {folder / 'selection.png'}")
     return "\n\n".join([*parts, "\n".join(lines)])
+
+
+def _remarks(record: dict[str, Any]) -> list[str]:
+    """What the chosen values do not say by themselves."""
+    remarks, log = [], record["log"]
+    tried = [candidate["values"].get("lr") for candidate in record["candidates"]]
+    if len(tried) > 1 and record["chosen"].get("lr") in (tried[0], tried[-1]) and tried[0] is not None:
+        remarks.append(f"note: lr {record['chosen']['lr']:g} is the end of what was tried; --lr takes one beyond")
+    if "rows_cut_by_epoch" in log and max(log["rows_cut_by_epoch"], default=0) < 0.5:
+        remarks.append("note: hardly a row was cut: MaxNorm did next to nothing, loss and decay made the change")
+    if log.get("negative_factors"):
+        remarks.append(
+            f"note: {log['negative_factors']} factor(s) came out negative, which turns the order of those classes' "
+            "photos round; a lower --lr keeps them positive"
+        )
+    return remarks
 
 
 def _differences(title: str, columns: tuple[str, ...], found: dict[str, dict[str, float] | None]) -> str:

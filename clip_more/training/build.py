@@ -78,9 +78,18 @@ def check_method(config: TrainConfig, classifier: AnyClassifier, profile: ClassP
     build_losses(config, profile)
     if not isinstance(encoder, Clip):
         _check_backbone(config, encoder.source)
+        if "random weights" in encoder.source and config.lr <= _FOR_PRETRAINED and config.tuning != "head":
+            notes.append(
+                f"lr is {config.lr:g}, for pretrained weights, and {encoder.source} learns from nothing; a ResNet "
+                "takes --optimizer sgd --lr 0.1 --lr_head 0.1 and a hundred epochs or more"
+            )
     if config.tuning in ("more", "lora"):
         _tail_config(config, encoder).find_layers(encoder.model)
     return notes
+
+
+# Rates that leave random weights where they are.
+_FOR_PRETRAINED = 1e-5
 
 
 def build_losses(config: TrainConfig, profile: ClassProfile) -> tuple[nn.Module, DiscrepancyLoss | None]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
 from clip_more.config import ConfigError, TrainConfig
+from clip_more.data.form import label_pairs
 from clip_more.data.load import LongTailData, load_data
 from clip_more.data.paths import write_skipped
 from clip_more.evaluation.results import versions
@@ -42,7 +44,8 @@ def open_run(
     on_main(accelerator, lambda: _claim(run, stack))
     _require_shared_folder(run)
     accelerator.print(f"run {run.folder} | {encoder.source} at {encoder.image_size} px | {_describe(data)}")
-    for note in notes:
+    accelerator.print(f"{_describe_method(config)}")
+    for note in [*notes, *_note_labels(config, data)]:
         accelerator.print(f"note: {note}")
     classifier.to(accelerator.device)
     return run
@@ -81,6 +84,23 @@ def _require_shared_folder(run: Run) -> None:
     theirs = broadcast_object_list([held])[0]
     if held != theirs:
         raise ConfigError(f"{run.folder} is not seen by process {run.accelerator.process_index}: all must share it")
+
+
+def _describe_method(config: TrainConfig) -> str:
+    tuning = f"more (a tail of rank {config.rho:g}, and L_MORE)" if config.tuning == "more" else config.tuning
+    return f"tuning {tuning} | head {config.head} | loss {config.loss} | sampler {config.sampler}"
+
+
+def _note_labels(config: TrainConfig, data: LongTailData) -> list[str]:
+    """A sentence where several labels are reckoned with, and every photo has one."""
+    if config.task == "single_label" or sum(data.profile.counts) != data.profile.photos:
+        return []
+    if (np.bincount(label_pairs(data.train)[0], minlength=len(data.train)) != 1).any():
+        return []
+    return [
+        "every train photo has exactly one label; with task: single_label top-1 is reported, and losses such as ce can "
+        "be had"
+    ]
 
 
 def _describe(data: LongTailData) -> str:
