@@ -23,7 +23,7 @@ CLIP = {"model": "tiny", "head": "cosine", "head_init": "class_mean", "max_steps
 def one_label(settings, squares, tmp_path):
     """The squares with the rarest of each photo's labels alone."""
     root = tmp_path / "one"
-    shutil.copytree(squares, root)
+    shutil.copytree(squares, root, ignore=shutil.ignore_patterns("[!0-9]*.png"))  # other tests put broken photos there
     for split in ("train", "test"):
         rows = [line.split() for line in (root / f"{split}.txt").read_text().splitlines()]
         (root / f"{split}.txt").write_text("".join(f"{row[0]} {row[-1] if row[1:] else 0}\n" for row in rows))
