@@ -116,9 +116,6 @@ def scatter(full: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         tensor.copy_(share_of(tensor, full[name]))
 
 
-_OF_ADAMW = {"step", "exp_avg", "exp_avg_sq"}
-
-
 @torch.no_grad()
 def optimizer_tensors(
     task: nn.Module, optimizer: Any, everywhere: bool = True
@@ -159,10 +156,12 @@ def load_optimizer_tensors(task: nn.Module, optimizer: Any, tensors: Mapping[str
     for key, tensor in tensors.items():
         slot, _, name = key.partition(".")
         found.setdefault(name, {})[slot] = tensor
-    kept = {"momentum_buffer"} if isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.SGD) else _OF_ADAMW
-    if other := sorted({slot for slots in found.values() for slot in slots} - kept):
+    slots = {slot for own in found.values() for slot in own}
+    if slots and ("momentum_buffer" in slots) != isinstance(
+        getattr(optimizer, "optimizer", optimizer), torch.optim.SGD
+    ):
         raise ValueError(
-            f"the optimiser's state has {_few(other)}, so another `optimizer` wrote it; go on with that one"
+            f"the optimiser's state has {_few(sorted(slots))}, so another `optimizer` wrote it; go on with that one"
         )
     held = optimizer.state_dict()
     numbered = {
