@@ -156,12 +156,11 @@ def load_optimizer_tensors(task: nn.Module, optimizer: Any, tensors: Mapping[str
     for key, tensor in tensors.items():
         slot, _, name = key.partition(".")
         found.setdefault(name, {})[slot] = tensor
-    slots = {slot for own in found.values() for slot in own}
-    if slots and ("momentum_buffer" in slots) != isinstance(
-        getattr(optimizer, "optimizer", optimizer), torch.optim.SGD
-    ):
+    kept = {slot for own in found.values() for slot in own}
+    is_sgd = isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.SGD)
+    if kept and ("momentum_buffer" in kept) != is_sgd:
         raise ValueError(
-            f"the optimiser's state has {_few(sorted(slots))}, so another `optimizer` wrote it; go on with that one"
+            f"the optimiser's state has {_few(sorted(kept))}, so another `optimizer` wrote it; go on with that one"
         )
     held = optimizer.state_dict()
     numbered = {
