@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 INPUTS = ("raw", "unit", "centred")
 
 
-class FeatureHead(nn.Module):
+class FeatureHead(nn.Module, ABC):
     """Image features (N, D), as the encoder gives them, to logits (N, C), fp32 or better whatever autocast says.
 
     Attributes:
@@ -35,9 +36,9 @@ class FeatureHead(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             return self.logits(features.to(torch.promote_types(features.dtype, torch.float32)))
 
+    @abstractmethod
     def logits(self, features: Tensor) -> Tensor:
         """As `forward`, of features in fp32 or better and without autocast."""
-        raise NotImplementedError
 
     def options(self) -> dict[str, Any]:
         """What the tensors do not say, as keyword arguments of the class."""

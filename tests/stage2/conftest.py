@@ -5,26 +5,11 @@ import PIL.Image
 import pytest
 from accelerate.state import AcceleratorState
 
-from clip_more.models import tokenizer
-from tests.training.one_tokenizer import shared_tokenizer
+from tests.training.conftest import fresh_accelerate, one_tokenizer
+
+__all__ = ["fresh_accelerate", "one_tokenizer"]
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 230)}
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_tokenizer():
-    """No test of this room changes a tokenizer."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer, "clip_tokenizer", shared_tokenizer())
-        yield
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate keeps its precision for the life of a process; each run here sets its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

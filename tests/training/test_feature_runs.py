@@ -6,10 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from clip_more.cli import main
 from clip_more.config import ConfigError
+from clip_more.data.load import load_data
+from clip_more.evaluation.predict import predict_logits
 from clip_more.evaluation.results import Results
 from clip_more.models.classifier import FeatureClassifier, load_classifier
 from clip_more.recipe import from_dict
@@ -117,7 +120,12 @@ def test_forgetting_is_noted_after_each_epoch(one_label):
     files = sorted((folder / "forgetting").iterdir())
     assert [file.name for file in files] == ["step_00000003.safetensors", "step_00000006.safetensors"]
     correct = load_file(files[-1])["correct"]
-    assert (correct.shape, correct.dtype) == ((24,), torch.uint8)
+    classifier, _ = load_classifier(folder / "merged")
+    train = load_data(from_dict({**one_label, **NET}, "test")).train
+    last = predict_logits(classifier, train, Accelerator(cpu=True), batch_size=8, workers=0)
+    assert correct.dtype == torch.uint8
+    assert correct.tolist() == (last.scores.argmax(1) == last.targets.argmax(1)).astype(int).tolist()
+    assert 0 < correct.sum() < len(correct)
 
 
 def test_ldam_is_told_how_far_the_run_is(one_label, monkeypatch):
