@@ -46,7 +46,7 @@ class DataConfig:
         "voc: a list of ImageSets/Main (trainval without it); coco: train2017 or train2014; lvis: lvis_v1_train; "
         "open_images, folder, hub: train without it; digits_mlt: pretrain, or none.",
     )
-    test_split: str = _key("test", "The same for evaluation.")
+    test_split: str = _key("test", "The same for evaluation; digits_mlt, digits_lt: test, or val to choose settings on.")
     test_fraction: float = _key(
         0.25, "folder, hub, miml: share of the photos held out as test, stratified, where the data has no test split."
     )
@@ -106,6 +106,11 @@ class DataConfig:
         None,
         "long_tail: positives of the most common class; all that it has without it. (VOC-MLT: 800 with imbalance 170; "
         "COCO-MLT: 1200 with 183.)",
+    )
+    shuffle_classes: bool = _key(
+        False,
+        "digits_mlt, digits_lt: data_seed draws which digits are common, and all scenes; without it zero is the most "
+        "common digit, nine the rarest.",
     )
 
 
@@ -231,7 +236,36 @@ class MethodConfig:
         "Where the gradient of L_MORE goes: both passes, A and B only (costs a third pass), or one pass stopped.",
         choices=("both", "tail", "stop_full", "stop_general"),
     )
+    discrepancy_focus: bool = _key(
+        False, "asl: each term of L_MORE is focused as its label is in the base loss, without a gradient through that."
+    )
+    discrepancy_pair: str = _key(
+        "tail",
+        "What L_MORE compares: the model with and without its tail, or (a control, for tuning: full) two draws of "
+        "dropout.",
+        choices=("tail", "dropout"),
+    )
+    discrepancy_count_cap: int | None = _key(
+        None, "Train positives of a class count up to this many in its prior: classes above are kept out alike."
+    )
+    tail_groups: int = _key(
+        0,
+        "Split the tail by rank into so many parts, one for each group of similar classes (those that are not head, by "
+        "their texts), each kept out of all classes but its own. 0: one tail.",
+    )
+    orthogonality: float = _key(0.0, "Weight of a penalty on directions that W_g and B A share.")
+    rank_allocation: str = _key(
+        "uniform",
+        "Ranks by rho alike in all layers, or by how much a layer matters to rare classes before training, at the same "
+        "number of weights.",
+        choices=("uniform", "importance"),
+    )
     amplitude: float = _key(1.0, "Peak weight of L_MORE (A, or A' when normalised).")
+    amplitude_ratio: float | None = _key(
+        None,
+        "Strength of L_MORE by its gradient, in place of amplitude: peak of its norm on A and B over that of the base "
+        "loss.",
+    )
     amplitude_normalised: bool = _key(True, "amplitude is A' = A / number of classes.")
     alpha_schedule: str = _key(
         "sinusoidal", "Weight of L_MORE over the steps.", choices=("sinusoidal", "cosine", "constant")
@@ -276,6 +310,11 @@ class OptimiserConfig:
     momentum: float = _key(0.9, "sgd: momentum.")
     nesterov: bool = _key(False, "sgd: Nesterov's form of it.")
     weight_decay: float = _key(0.01, "On weight matrices of towers (not on biases, norms, embeddings, head).")
+    weight_decay_to: str = _key(
+        "zero",
+        "Where weight_decay pulls the towers: to zero, or to their weights before training (L2-SP).",
+        choices=("zero", "start"),
+    )
     weight_decay_tail: float = _key(0.0, "On A and B.")
     weight_decay_head: float = _key(0.0, "On the head.")
     decay_all: bool = _key(

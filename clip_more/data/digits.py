@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     import datasets
 
 DIGIT_CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-SPLITS = ("pretrain", "train", "test")
+PARTS = ("pretrain", "train", "test")
+SPLITS = (*PARTS, "val")
 MAX_DIGITS = 4  # one a quarter of the canvas
-_BALANCED_SCENES = {"pretrain": 6000, "test": 1000}
+_BALANCED_SCENES = {"pretrain": 6000, "test": 1000, "val": 1000}
 
 
 def read_digits(
@@ -30,29 +31,32 @@ def read_digits(
     largest: int = 700,
     scenes: int | None = None,
     most: int = MAX_DIGITS,
+    shuffle: bool = False,
 ) -> datasets.Dataset:
     """Draw one split of `digits_mlt`: scenes of one to four digits of different classes, in the common form.
 
     With `most=1` it is `digits_lt`: one digit a scene, for single-label methods.
 
-    The 1,797 source digits are real (8 x 8 pixels each) and cut into three parts, class by class, one for each split:
-    no split shows a digit that another shows. That cut does not depend on `seed`, so a CLIP pretrained on one seed
-    has not seen the test digits of another.
+    The 1,797 source digits are real (8 x 8 pixels each) and cut into three parts, class by class, for `pretrain`,
+    `train` and `test`: none of the three shows a digit that another shows. That cut does not depend on `seed`, so a
+    CLIP pretrained on one seed has not seen the test digits of another. `val`, to choose settings on, shows the digits
+    of `pretrain`: a CLIP pretrained here knows them, though not in this look.
 
     `train` is long-tailed: class c has `largest * imbalance^(-c / 9)` positives, zero the head and nine the tail.
     Classes are put into scenes independently of each other, so most scenes of a tail class also show a head class, as
-    in real photos. `pretrain` and `test` are balanced. `pretrain` looks different: grey digits on a dark, quiet canvas;
+    in real photos. The others are balanced. `pretrain` looks different: grey digits on a dark, quiet canvas;
     in the others ink, canvas and noise vary in colour and strength, and one scene in seven has dark ink on a light
     canvas. So there is something to learn that a CLIP pretrained here has not seen.
 
     Args:
-        split: "pretrain", "train" or "test".
+        split: "pretrain", "train", "test" or "val".
         seed: draws the scenes.
         imbalance: train: positives of the most common class over those of the rarest.
         size: side of the canvas in pixels, even; digits take 3/8 to 1/2 of it.
         largest: train: positives of the most common class.
-        scenes: pretrain and test: how many; 6,000 and 1,000 without it.
+        scenes: all but train: how many; 6,000 of pretrain and 1,000 of test and val without it.
         most: digits of a scene, at most: 1 or 4.
+        shuffle: train: which class is the most common, the second and so on is drawn by `seed`.
 
     Raises:
         ValueError: an argument is out of range; the text says which.
@@ -69,7 +73,8 @@ def read_digits(
         raise ValueError(f"size is {size}; the canvas of digits_mlt has an even side of 16 pixels or more")
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     if split == "train":
-        labels = _long_tailed_labels(largest, imbalance, most, rng)
+        order = np.random.default_rng([seed, len(SPLITS)]).permutation(len(DIGIT_CLASSES)) if shuffle else None
+        labels = _long_tailed_labels(largest, imbalance, most, rng, order)
     else:
         labels = _balanced_labels(_BALANCED_SCENES[split] if scenes is None else scenes, most, rng)
     pictures, pools = source_digits(split)
@@ -80,10 +85,10 @@ def read_digits(
 def source_digits(split: str) -> tuple[np.ndarray, list[np.ndarray]]:
     """The source digits, `(1797, 8, 8)` in 0..1, and for each of the ten classes the rows that belong to `split`."""
     pictures, classes = _load_digits()
-    part = SPLITS.index(split)
+    part = PARTS.index("pretrain" if split == "val" else split)
     rng = np.random.default_rng(0)
     shuffled = [rng.permutation(np.flatnonzero(classes == c)) for c in range(len(DIGIT_CLASSES))]
-    return pictures, [rows[part :: len(SPLITS)] for rows in shuffled]
+    return pictures, [rows[part :: len(PARTS)] for rows in shuffled]
 
 
 @functools.cache
@@ -94,10 +99,14 @@ def _load_digits() -> tuple[np.ndarray, np.ndarray]:
     return digits.images / 16.0, digits.target
 
 
-def _long_tailed_labels(largest: int, imbalance: float, most: int, rng: np.random.Generator) -> list[list[int]]:
-    """Rows of classes in which class c comes exactly `largest * imbalance^(-c / 9)` times."""
+def _long_tailed_labels(
+    largest: int, imbalance: float, most: int, rng: np.random.Generator, order: np.ndarray | None = None
+) -> list[list[int]]:
+    """Rows of classes in which class c, or order[c], comes exactly `largest * imbalance^(-c / 9)` times."""
     last = len(DIGIT_CLASSES) - 1
     counts = [round(largest * imbalance ** (-c / last)) for c in range(last + 1)]
+    if order is not None:
+        counts = [counts[rank] for rank in np.argsort(order)]
     if most == 1:
         return [[c] for c in rng.permutation(np.repeat(np.arange(last + 1), counts)).tolist()]
     # Enough room that a scene never has to take a class twice, whatever the imbalance.

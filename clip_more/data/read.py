@@ -210,17 +210,25 @@ def _prepared(config: TrainConfig, policy: PhotoPolicy) -> Splits:
 
 
 def _digits(config: TrainConfig, policy: PhotoPolicy) -> Splits:
-    from clip_more.data.digits import read_digits
+    from clip_more.data.digits import MAX_DIGITS, read_digits
 
     if config.train_split == "pretrain":
         return read_digits("pretrain"), read_digits("test")
-    return read_digits("train", imbalance=config.imbalance), read_digits("test")
+    return _drawn_digits(config, most=MAX_DIGITS)
 
 
 def _single_digits(config: TrainConfig, policy: PhotoPolicy) -> Splits:
+    return _drawn_digits(config, most=1)
+
+
+def _drawn_digits(config: TrainConfig, most: int) -> Splits:
     from clip_more.data.digits import read_digits
 
-    return read_digits("train", imbalance=config.imbalance, most=1), read_digits("test", most=1)
+    if config.test_split not in ("test", "val"):
+        raise ConfigError(f"{config.dataset} has no split {config.test_split!r}; set test_split to test or val")
+    seed = config.data_seed if config.shuffle_classes else 0
+    train = read_digits("train", seed=seed, imbalance=config.imbalance, most=most, shuffle=config.shuffle_classes)
+    return train, read_digits(config.test_split, seed=seed, most=most)
 
 
 def _chosen(splits: dict[str, datasets.Dataset], config: TrainConfig, where: str) -> Splits:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from clip_more.data.digits import DIGIT_CLASSES, SPLITS, read_digits, source_digits
+from clip_more.data.digits import DIGIT_CLASSES, PARTS, read_digits, source_digits
 from clip_more.data.form import class_names, multi_hot
 from clip_more.data.photos import undecoded
 from clip_more.data.profile import ClassProfile
@@ -35,11 +35,11 @@ def test_the_same_seed_draws_the_same_scenes_and_another_seed_draws_others():
 
 
 def test_source_digits_of_the_splits_are_disjoint_and_every_class_is_in_each():
-    rows = {split: np.concatenate(source_digits(split)[1]) for split in SPLITS}
+    rows = {split: np.concatenate(source_digits(split)[1]) for split in PARTS}
     together = np.concatenate(list(rows.values()))
     assert len(np.unique(together)) == len(together) == 1797
     classes = load_digits().target
-    for split in SPLITS:
+    for split in PARTS:
         for c, members in enumerate(source_digits(split)[1]):
             assert len(members) > 50
             assert (classes[members] == c).all()
@@ -47,7 +47,7 @@ def test_source_digits_of_the_splits_are_disjoint_and_every_class_is_in_each():
 
 def test_no_source_digit_has_a_twin_in_another_split():
     pictures = source_digits("train")[0]
-    seen = [{pictures[row].tobytes() for rows in source_digits(split)[1] for row in rows} for split in SPLITS]
+    seen = [{pictures[row].tobytes() for rows in source_digits(split)[1] for row in rows} for split in PARTS]
     assert not seen[0] & seen[1]
     assert not seen[0] & seen[2]
     assert not seen[1] & seen[2]
@@ -136,3 +136,22 @@ def test_digits_lt_shows_one_digit_a_scene_exponentially_rarer():
 def test_scenes_have_one_digit_or_up_to_four():
     with pytest.raises(ValueError, match="most is 2; scenes have 1 digit, or up to 4"):
         read_digits("test", most=2)
+
+
+def test_val_has_the_look_of_test_and_the_digits_of_pretrain(monkeypatch, test):
+    assert all((a == b).all() for a, b in zip(source_digits("val")[1], source_digits("pretrain")[1], strict=True))
+    val = read_digits("val")
+    assert len(val) == len(test) == 1000
+    assert not set(pixels(val)) & set(pixels(test))
+    assert np.ptp(multi_hot(val)[0].sum(axis=0)) <= 3
+
+
+def test_shuffled_classes_keep_the_counts_and_another_seed_has_another_order():
+    counts = [700, 420, 252, 151, 90, 54, 32, 19, 12, 7]
+    orders = []
+    for seed in (0, 1):
+        drawn = multi_hot(read_digits("train", seed=seed, shuffle=True))[0].sum(axis=0)
+        assert sorted(drawn.tolist(), reverse=True) == counts
+        orders.append(drawn.tolist())
+    assert orders[0] != orders[1]
+    assert orders[0] != counts
