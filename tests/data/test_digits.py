@@ -112,7 +112,7 @@ def test_images_are_rgb_of_the_size_asked_for_and_ids_name_the_split():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"split": "val"}, r"no split 'val'; choose one of pretrain, train, test"),
+        ({"split": "dev"}, r"no split 'dev'; choose one of pretrain, train, test, val"),
         ({"split": "train", "imbalance": 0.5}, r"imbalance is 0\.5; it must lie in 1\.\.700"),
         ({"split": "train", "imbalance": 5000}, r"imbalance is 5000; .* rarest class"),
         ({"split": "test", "size": 33}, r"size is 33; .* even side of 16"),
