@@ -46,7 +46,9 @@ class DataConfig:
         "voc: a list of ImageSets/Main (trainval without it); coco: train2017 or train2014; lvis: lvis_v1_train; "
         "open_images, folder, hub: train without it; digits_mlt: pretrain, or none.",
     )
-    test_split: str = _key("test", "The same for evaluation; digits_mlt, digits_lt: test, or val to choose settings on.")
+    test_split: str = _key(
+        "test", "The same for evaluation; digits_mlt, digits_lt: test, or val to choose settings on."
+    )
     test_fraction: float = _key(
         0.25, "folder, hub, miml: share of the photos held out as test, stratified, where the data has no test split."
     )
@@ -247,6 +249,12 @@ class MethodConfig:
     )
     discrepancy_count_cap: int | None = _key(
         None, "Train positives of a class count up to this many in its prior: classes above are kept out alike."
+    )
+    tail_learns: str = _key(
+        "all",
+        "Classes whose base loss A and B learn from: all; rare, those that are not head; tail. W_g learns from all. "
+        "(One more backward pass.)",
+        choices=("all", "rare", "tail"),
     )
     tail_groups: int = _key(
         0,

@@ -53,8 +53,12 @@ def check_method(config: TrainConfig) -> None:
     if config.nesterov and not config.momentum:
         raise ConfigError("nesterov needs momentum; set momentum: 0.9")
     _check_text(config)
-    if config.tuning != "more":
+    if config.weight_decay_to == "start" and config.distribution == "deepspeed":
+        raise ConfigError("weight_decay_to: start is not for DeepSpeed, which has weights of its own; use fsdp2")
+    if config.tuning != "more" and config.discrepancy_pair == "tail":
         return
+    if config.amplitude_ratio is not None:
+        _check_ratio(config)
     if config.discrepancy_gradient == "tail" and config.gradient_checkpointing:
         raise ConfigError("discrepancy_gradient: tail cannot be recomputed; set gradient_checkpointing: false")
     if config.discrepancy_gradient == "tail" and config.distribution == "fsdp2":
@@ -63,6 +67,20 @@ def check_method(config: TrainConfig) -> None:
         raise ConfigError("discrepancy_gradient: tail runs three whole passes; leave discrepancy_fraction at 1")
     if config.discrepancy_centred and config.discrepancy_distance == "kl":
         raise ConfigError("discrepancy_centred needs discrepancy_distance: l2")
+
+
+def _check_ratio(config: TrainConfig) -> None:
+    if config.processes not in (None, 1) or config.distribution not in (None, "one"):
+        raise ConfigError("amplitude_ratio measures gradients on one process; use one, or set amplitude instead")
+    if config.mixed_precision == "fp16":
+        raise ConfigError("amplitude_ratio measures gradients that fp16 cannot hold; set mixed_precision: bf16")
+    if config.text_refresh > 1:
+        raise ConfigError("amplitude_ratio needs the gradients of both towers at once; leave text_refresh at 1")
+    if config.accumulation > 1 and config.tail_towers == "text" and config.head == "prompts":
+        raise ConfigError(
+            "amplitude_ratio measures on the first micro-batch, and the text tower learns on the last; set "
+            "accumulation: 1, or tail_towers: both"
+        )
 
 
 def _check_text(config: TrainConfig) -> None:
@@ -86,7 +104,8 @@ def _check_text(config: TrainConfig) -> None:
         raise ConfigError("text_classes draws the classes of a batch; set accumulation: 1 and a larger batch_size")
     if config.loss_reduction == "mean":
         raise ConfigError("text_classes keeps sums over classes unbiased, not means; set loss_reduction: sum")
-    if config.tuning == "more" and (config.discrepancy_centred or config.discrepancy_scale_free):
+    compares = config.tuning == "more" or config.discrepancy_pair == "dropout"
+    if compares and (config.discrepancy_centred or config.discrepancy_scale_free):
         raise ConfigError("discrepancy_centred and discrepancy_scale_free need all classes; leave text_classes out")
 
 
@@ -112,6 +131,7 @@ def check_numbers(config: TrainConfig) -> None:
         "ldam_defer": ("in [0, 1]", lambda v: 0 <= v <= 1),
         "db_negative_scale": ("above 0", lambda v: v > 0),
         "ldam_scale": ("above 0", lambda v: v > 0),
+        "amplitude_ratio": ("above 0", lambda v: v > 0),
     }
     bounds |= dict.fromkeys(
         (

@@ -33,7 +33,7 @@ def load_config(recipe: str | Path | None, overrides: Mapping[str, Any] | None =
     """
     values: dict[str, Any] = {}
     if recipe is not None:
-        values = _checked_values(_read_yaml(Path(recipe)), str(recipe))
+        values = _checked_values(read_yaml(Path(recipe)), str(recipe))
         values.setdefault("method", Path(recipe).stem)
         values.setdefault("dataset_name", Path(recipe).resolve().parent.name)
     values |= _checked_values(overrides or {}, "command line")
@@ -78,7 +78,7 @@ def parse_value(name: str, text: str) -> Any:
     if any(typing.get_origin(kind) in (list, dict) for kind in kinds):
         try:
             value = yaml.safe_load(text)
-        except Exception:  # as in _read_yaml
+        except Exception:  # as in read_yaml
             value = text
         if any(isinstance(value, typing.get_origin(kind) or kind) for kind in kinds if kind is not str):
             return value
@@ -104,7 +104,12 @@ class _RecipeLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The `key: value` lines of a file, none given twice.
+
+    Raises:
+        ConfigError: The file is absent or malformed; with the line where there is one.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except IsADirectoryError:

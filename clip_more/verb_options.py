@@ -263,6 +263,8 @@ def _pretrain(choices: Any) -> None:
         help="pairwise sigmoid loss over class prompts, or contrastive loss on label sentences (default: sigmoid)",
     )
     group.add_argument("--steps", type=int, default=3000, help="optimiser steps (default: 3000)")
+    group.add_argument("--pretrain_batch", type=int, default=128, help="photos a process and step (default: 128)")
+    group.add_argument("--pretrain_lr", type=float, default=3e-3, help="peak learning rate (default: 0.003)")
     group.add_argument("--half", action="store_true", help="save weights in fp16")
 
 

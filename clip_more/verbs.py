@@ -37,7 +37,10 @@ def pretrain(options: argparse.Namespace) -> None:
     quiet()
     from clip_more.training.pretrain import pretrain_from_recipe
 
-    pretrain_from_recipe(config, options.out, objective=options.objective, steps=options.steps, half=options.half)
+    pretrain_from_recipe(
+        config, options.out, objective=options.objective, steps=options.steps, batch_size=options.pretrain_batch,
+        lr=options.pretrain_lr, half=options.half,
+    )  # fmt: skip
 
 
 def demo(options: argparse.Namespace) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 from clip_more.config import ConfigError
-from matrix_jobs import Job, Record, append_record, read_records, run_all, spent
+from matrix_jobs import Job, Record, append_record, read_records, spent
+from matrix_progress import run_shown
 from matrix_rows import BEDS, ROWS, SHORT_SIDE, TASKS, Row, photos_config, photos_folder, run_config
 from matrix_table import KINDS, MORE, bed_tables, fill, read_lines
 
@@ -102,43 +102,8 @@ def _named(key: tuple[str, str, str, int], names: Sequence[str] | None) -> bool:
 
 def _run(left: list[Job], chosen: int, out: Path, options: argparse.Namespace) -> bool:
     """Do what is left; whether it was stopped before the end."""
-    from tqdm import tqdm
-
     prepare_photos(out, sorted({job.config.dataset_name for job in left}), options.data_root)
-    signals: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        signals.append(number)
-        signal.signal(number, signal.SIG_DFL)  # the second time at once
-        os.write(2, b"\nsaving what is going, then stopping\n")
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    costs, done, spent_now = {job.name: job.seconds for job in left}, 0.0, 0.0
-    total, stopped = sum(costs.values()), False
-    try:
-        with tqdm(total=chosen, initial=chosen - len(left), unit="run", disable=None) as bar:
-            bar.set_postfix_str(f"about {total / options.jobs / 60:.0f} min to go")
-            for record in run_all(left, options.jobs, lambda: bool(signals)):
-                append_record(out / "runs.jsonl", record)
-                stopped = stopped or record["state"] == "stopped"
-                done, spent_now = done + costs[record["run"]], spent_now + record["seconds"]
-                minutes = (total - done) * spent_now / done / options.jobs / 60
-                bar.update(record["state"] == "done")
-                bar.set_postfix_str(f"about {minutes:.0f} min to go")
-                _say(record, minutes)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return stopped or bool(signals)
-
-
-def _say(record: Record, minutes: float) -> None:
-    reasons = "".join(f"\n    {part}: {reason}" for part, reason in record["failures"].items())
-    line = f"{record['run']}: {record['state']} in {record['seconds']:.1f} s, about {minutes:.0f} min to go{reasons}"
-    from tqdm import tqdm
-
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
+    return run_shown(left, chosen, options.jobs, lambda record: append_record(out / "runs.jsonl", record))
 
 
 def prepare_photos(out: Path, tasks: Sequence[str], data_root: str | None) -> None:

@@ -31,11 +31,13 @@ class Job:
         config: Of the run.
         methods: Of the second stage.
         seconds: About what it takes on a free core.
+        after: Called last with the run's folder; what it returns goes into the record. It travels to other processes.
     """
 
     config: TrainConfig
     methods: tuple[str, ...] = ()
     seconds: float = 1.0
+    after: Callable[[Path], Any] | None = None
 
     @property
     def name(self) -> str:
@@ -68,11 +70,12 @@ def run_job(job: Job) -> Record:
     What is printed meanwhile goes to `<bed>/logs/<run>.txt`.
 
     Returns:
-        `run`; `state`: done, failed or stopped; `failures`: training, or a method, to its reason; `seconds`; `ended`.
+        `run`; `state`: done, failed or stopped; `failures`: training, a method, or `after`, to its reason; `seconds`;
+        `ended`; of a job with `after` that is done `result`.
     """
     from clip_more.training.signals import Stopped
 
-    start, state, failures = time.time(), "done", {}
+    start, state, failures, result = time.time(), "done", {}, {}
     log = job.config.run_folder.parent / "logs" / f"{job.config.run_name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", 1, encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
@@ -85,13 +88,20 @@ def run_job(job: Job) -> Record:
                     failures[line] = " ".join(f"{type(error).__name__}: {error}".split())
                     if line == TRAINING:
                         break
+            if job.after and not failures:
+                try:
+                    result = {"result": job.after(job.config.run_folder)}
+                except Exception as error:
+                    traceback.print_exc()
+                    failures["after"] = " ".join(f"{type(error).__name__}: {error}".split())
             state = "failed" if failures else "done"
         except (Stopped, KeyboardInterrupt):
             state = "stopped"
     gc.collect()  # accelerate's objects know each other
     ended = time.time()
     seconds = round(ended - start, 2)
-    return {"run": job.name, "state": state, "failures": failures, "seconds": seconds, "ended": round(ended, 2)}
+    record = {"run": job.name, "state": state, "failures": failures, "seconds": seconds, "ended": round(ended, 2)}
+    return record | result
 
 
 def _do(job: Job, line: str) -> None:
@@ -203,7 +213,7 @@ def _in_processes(jobs: list[Job], processes: int, stop: Callable[[], bool]) -> 
             ready = wait([worker.pipe for worker in busy], timeout=0.5)
             for worker in busy:
                 if worker.pipe in ready:
-                    yield worker.take(stopping=stopping)
+                    yield worker.take(stopping=stopping or stop())
     finally:
         for worker in workers:
             worker.pipe.close()

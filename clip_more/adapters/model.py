@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,22 @@ class TailCheckpointContext:
     def __call__(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Contexts for the forward pass and for its recomputation."""
         layer = next(module for module in self.model.modules() if isinstance(module, TailLayer))
-        return nullcontext(), tail(self.model, enabled=layer.tail_enabled)
+        return nullcontext(), _EachTime(partial(tail, self.model, enabled=layer.tail_enabled))
+
+
+class _EachTime(AbstractContextManager[None]):
+    """A context made anew whenever it is entered: a graph may be gone through more than once."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
+        self._make = make
+        self._entered: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> None:
+        self._entered.append(self._make())
+        self._entered[-1].__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._entered.pop().__exit__(*error)
 
 
 def tail_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -40,7 +40,7 @@ STORES = ("raw", "jpeg")
 _LATER: dict[str, Any] = {
     "long_tail": "none", "missing_labels": 0.0, "unlabelled": "keep", "class_freq": None, "class_split": None
 }  # fmt: skip
-_IRRELEVANT = {"head_min", "tail_max", "val_fraction", "refit", "download", "long_tail_largest", *_LATER}
+IRRELEVANT = {"head_min", "tail_max", "val_fraction", "refit", "download", "long_tail_largest", *_LATER}
 # Photos encoded beforehand to learn how much disk all will take.
 _SAMPLE = 32
 
@@ -103,7 +103,7 @@ def prepare(
 
 
 def _settings(config: TrainConfig, short_side: int, store: str) -> dict[str, Any]:
-    keys = [field.name for field in dataclasses.fields(DataConfig) if field.name not in _IRRELEVANT]
+    keys = [field.name for field in dataclasses.fields(DataConfig) if field.name not in IRRELEVANT]
     values = {key: getattr(config, key) for key in (*keys, "test_difficult")}
     if config.data_root:
         values["data_root"] = str(Path(config.data_root).expanduser().resolve())

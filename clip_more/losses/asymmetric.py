@@ -1,10 +1,45 @@
 """Asymmetric loss for multi-label classification (ASL, arXiv 2009.14119)."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_more.losses.reduction import check_reduction, full_precision, over_classes
+
+
+@dataclass(frozen=True)
+class Focus:
+    """The focusing factor of ASL: `(1-p)^g+` of a positive, `p_m^g-` of a negative, `p_m = max(p - m, 0)`.
+
+    Attributes:
+        gamma_positive: Focusing g+ of positives.
+        gamma_negative: Focusing g- of negatives.
+        margin: Probability shift m: negatives below it weigh nothing, where g- is above 0.
+    """
+
+    gamma_positive: float = 0.0
+    gamma_negative: float = 4.0
+    margin: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.gamma_positive < 0 or self.gamma_negative < 0:
+            raise ValueError(f"asl focusing must be >= 0; got g+ {self.gamma_positive} and g- {self.gamma_negative}")
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"asl margin is {self.margin}, but a probability shift lies in [0, 1)")
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(N, C) factors in [0, 1] of logits (N, C) and targets (N, C) in {0, 1}."""
+        return torch.where(
+            targets.to(torch.bool),
+            torch.sigmoid(-logits) ** self.gamma_positive,
+            self.shifted(logits) ** self.gamma_negative,
+        )
+
+    def shifted(self, logits: Tensor) -> Tensor:
+        """p_m."""
+        return (torch.sigmoid(logits) - self.margin).clamp_min(0.0)
 
 
 class AsymmetricLoss(nn.Module):
@@ -31,13 +66,7 @@ class AsymmetricLoss(nn.Module):
         reduction: str = "sum",
     ) -> None:
         super().__init__()
-        if gamma_positive < 0 or gamma_negative < 0:
-            raise ValueError(f"asl focusing must be >= 0; got g+ {gamma_positive} and g- {gamma_negative}")
-        if not 0 <= margin < 1:
-            raise ValueError(f"asl margin is {margin}, but a probability shift lies in [0, 1)")
-        self.gamma_positive = gamma_positive
-        self.gamma_negative = gamma_negative
-        self.margin = margin
+        self.focus = Focus(gamma_positive, gamma_negative, margin)
         self.focal_gradient = focal_gradient
         self.reduction = check_reduction(reduction)
 
@@ -45,10 +74,10 @@ class AsymmetricLoss(nn.Module):
         """Loss of a batch: logits (N, C), targets (N, C) in {0, 1}, known (N, C) bool -> scalar."""
         logits = full_precision(logits)
         positive = targets.to(torch.bool)
-        shifted = (torch.sigmoid(logits) - self.margin).clamp_min(0.0)
         # 1 - p_m is at least m, or exactly 1 - p when m = 0, where logsigmoid is the safe form.
-        negative_log = torch.log1p(-shifted) if self.margin > 0 else F.logsigmoid(-logits)
+        safe = self.focus.margin == 0
+        negative_log = F.logsigmoid(-logits) if safe else torch.log1p(-self.focus.shifted(logits))
         log_likelihood = torch.where(positive, F.logsigmoid(logits), negative_log)
         with torch.set_grad_enabled(self.focal_gradient and torch.is_grad_enabled()):
-            focus = torch.where(positive, torch.sigmoid(-logits) ** self.gamma_positive, shifted**self.gamma_negative)
+            focus = self.focus(logits, positive)
         return over_classes(-focus * log_likelihood, known, self.reduction).mean()

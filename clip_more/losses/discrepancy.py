@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clip_more.losses.asymmetric import Focus
 from clip_more.losses.reduction import check_reduction, full_precision, over_classes
 from clip_more.losses.sampling import Share
 
@@ -39,6 +40,8 @@ class DiscrepancyLoss(nn.Module):
             CLIP's logit scale does not set the strength.
         centred: Subtract Delta's mean over the classes of an image first: class prompts share a large direction.
         gradient: `both` passes (the plain reading); `stop_full` or `stop_general` cut the gradient of one pass.
+        focus: Of the base loss ASL: the term of each image and class is multiplied by it, taken at the full logits,
+            with no gradient through it.
 
     Raises:
         ValueError: On an unknown choice, a class without a positive, or centred together with kl.
@@ -57,6 +60,7 @@ class DiscrepancyLoss(nn.Module):
         scale_free: bool = False,
         centred: bool = False,
         gradient: str = "both",
+        focus: Focus | None = None,
     ) -> None:
         super().__init__()
         given = {
@@ -86,6 +90,8 @@ class DiscrepancyLoss(nn.Module):
         self.scale_free = scale_free
         self.centred = centred
         self.gradient = gradient
+        self.focus = focus
+        self.left_out: Tensor | None = None  # (C,) bool: classes of weight 0 now
         weight = counts.double() ** prior_exponent
         self.prior: Tensor
         self.register_buffer("prior", (weight / weight.sum()).float(), persistent=False)
@@ -113,6 +119,7 @@ class DiscrepancyLoss(nn.Module):
         """
         share = share or Share()
         full, general = full_precision(full), full_precision(general)
+        focus = None if self.focus is None else self.focus(full.detach(), targets)
         if self.gradient == "stop_full":
             full = full.detach()
         elif self.gradient == "stop_general":
@@ -125,7 +132,11 @@ class DiscrepancyLoss(nn.Module):
         if rows is not None:
             full, targets, known = full[rows], targets[rows], None if known is None else known[rows]
         distance = self._distance(share.columns(full), general, known)
+        if focus is not None:
+            distance = distance * share.columns(focus if rows is None else focus[rows])
         prior = self.prior.to(distance.dtype)
+        if self.left_out is not None:
+            prior = prior.masked_fill(self.left_out, 0.0)
         if self.weighting == "label":
             return self._over_classes(share.columns(prior) * distance, known, share).mean()
         weights = self._sample_weights(prior, targets, known)

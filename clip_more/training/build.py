@@ -12,10 +12,12 @@ from clip_more.adapters.config import CLIP_TARGETS
 from clip_more.config import LOSSES_OF_ONE_LABEL, ConfigError, TrainConfig
 from clip_more.data.profile import ClassProfile
 from clip_more.losses import BASE_LOSSES, DiscrepancyLoss
+from clip_more.losses.asymmetric import Focus
 from clip_more.models.classifier import AnyClassifier, Classifier, Encoder, FeatureClassifier
 from clip_more.models.clip import Clip
 from clip_more.models.heads import PromptHead
 from clip_more.models.prompts import class_prompts, load_templates
+from clip_more.training.beyond import BeyondTask, RankedConfig, beyond_options, check_beyond
 from clip_more.training.class_texts import ClassTexts
 from clip_more.training.combinations import check_combination
 from clip_more.training.decay import decays
@@ -42,20 +44,30 @@ def prompt_classifier(config: TrainConfig, clip: Clip, profile: ClassProfile) ->
     return Classifier(clip, PromptHead(clip, prompts, scale=float(clip.model.logit_scale.detach().exp())))
 
 
-def build_task(config: TrainConfig, classifier: AnyClassifier, profile: ClassProfile) -> LongTailTask:
-    """Freeze, add the tail or LoRA, set dropout and recomputation, and put the losses beside the classifier."""
+def build_task(
+    config: TrainConfig, classifier: AnyClassifier, profile: ClassProfile, ranks: dict[str, int] | None = None
+) -> LongTailTask:
+    """Freeze, add the tail or LoRA, set dropout and recomputation, and put the losses beside the classifier.
+
+    Args:
+        config: The recipe.
+        classifier: Changed in place.
+        profile: Of train.
+        ranks: Of the tail, by module path; as the recipe says without it.
+    """
     encoder = classifier.encoder
     model = encoder.model
     _freeze(config, classifier)
     if config.tuning in ("more", "lora"):
-        (add_tail if config.tuning == "more" else add_lora)(model, _tail_config(config, encoder))
+        (add_tail if config.tuning == "more" else add_lora)(model, tail_config(config, encoder, ranks))
     if isinstance(encoder, Clip):
         _set_clip(config, encoder)
     texts = None
     if isinstance(classifier, Classifier):
         shape = len(profile.names), classifier.clip.model.config.projection_dim
         texts = ClassTexts(config.text_chunk, config.text_refresh, shape)
-    return LongTailTask(
+    beyond = beyond_options(config, classifier, profile)
+    return (BeyondTask if beyond else LongTailTask)(
         classifier,
         *build_losses(config, profile),
         tail_only=config.tuning == "more" and config.discrepancy_gradient == "tail",
@@ -63,6 +75,8 @@ def build_task(config: TrainConfig, classifier: AnyClassifier, profile: ClassPro
         texts=texts,
         class_sample=config.text_classes,
         feature_regularisation=config.feature_regularisation,
+        pair=config.discrepancy_pair,
+        **beyond,
     )
 
 
@@ -75,6 +89,7 @@ def check_method(config: TrainConfig, classifier: AnyClassifier, profile: ClassP
     """
     encoder = classifier.encoder
     notes = check_combination(config)
+    check_beyond(config, classifier, profile)
     build_losses(config, profile)
     if not isinstance(encoder, Clip):
         _check_backbone(config, encoder.source)
@@ -84,7 +99,7 @@ def check_method(config: TrainConfig, classifier: AnyClassifier, profile: ClassP
                 "takes --optimizer sgd --lr 0.1 --lr_head 0.1 and a hundred epochs or more"
             )
     if config.tuning in ("more", "lora"):
-        _tail_config(config, encoder).find_layers(encoder.model)
+        tail_config(config, encoder).find_layers(encoder.model)
     return notes
 
 
@@ -93,25 +108,28 @@ _FOR_PRETRAINED = 1e-5
 
 
 def build_losses(config: TrainConfig, profile: ClassProfile) -> tuple[nn.Module, DiscrepancyLoss | None]:
-    """The base loss, and L_MORE where the recipe has a tail."""
-    return _base_loss(config, profile), _discrepancy(config, profile) if config.tuning == "more" else None
+    """The base loss, and L_MORE where the recipe has a tail, or another pair to compare."""
+    compares = config.tuning == "more" or config.discrepancy_pair == "dropout"
+    return _base_loss(config, profile), _discrepancy(config, profile) if compares else None
 
 
 def parameter_groups(config: TrainConfig, task: LongTailTask) -> list[dict[str, Any]]:
     """Optimiser groups with their peak learning rates: towers with and without decay, tail, head.
 
     Weight decay is for matrices: biases, norms and embeddings go without, and the head has its own, unless
-    `decay_all` says otherwise.
+    `decay_all` says otherwise. With `weight_decay_to: start` that of the towers is their `pull` (see `anchor`).
     """
     low_rank = {id(p) for p in tail_parameters(task).values()}
     decayed = decays(task)
     lr_tail = config.lr if config.lr_tail is None else config.lr_tail
+    to_start = config.weight_decay_to == "start"
+    decay = {"weight_decay": 0.0, "pull": config.weight_decay} if to_start else {"weight_decay": config.weight_decay}
     groups: dict[str, dict[str, Any]] = {
-        "towers": {"params": [], "peak_lr": config.lr, "weight_decay": config.weight_decay},
+        "towers": {"params": [], "peak_lr": config.lr, **decay},
         "towers_no_decay": {
             "params": [],
             "peak_lr": config.lr,
-            "weight_decay": config.weight_decay if config.decay_all else 0.0,
+            **(decay if config.decay_all else {"weight_decay": 0.0}),
         },
         "tail": {"params": [], "peak_lr": lr_tail, "weight_decay": config.weight_decay_tail},
         "head": {
@@ -192,12 +210,13 @@ def _check_backbone(config: TrainConfig, source: str) -> None:
             raise ConfigError(f"{key} is about the towers of a CLIP, and {source} is none; leave it out")
 
 
-def _tail_config(config: TrainConfig, encoder: Encoder) -> MoreConfig:
+def tail_config(config: TrainConfig, encoder: Encoder, ranks: dict[str, int] | None = None) -> MoreConfig:
+    """Where the tail (or LoRA) of a recipe sits, and its ranks."""
     targets: tuple[str, ...] | str = tuple(config.tail_targets) if config.tail_targets else CLIP_TARGETS
     if not isinstance(encoder, Clip):
         return MoreConfig(config.rho, target_modules=targets if config.tail_targets else "all")
     towers = config.tail_towers if config.head == "prompts" else "vision"
-    return MoreConfig(config.rho, towers, targets, config.tail_depth)
+    return RankedConfig(config.rho, towers, targets, config.tail_depth, ranks, max(1, config.tail_groups))
 
 
 def _base_loss(config: TrainConfig, profile: ClassProfile) -> nn.Module:
@@ -243,8 +262,9 @@ def _base_loss(config: TrainConfig, profile: ClassProfile) -> nn.Module:
 
 
 def _discrepancy(config: TrainConfig, profile: ClassProfile) -> DiscrepancyLoss:
+    focus = Focus(config.asl_gamma_positive, config.asl_gamma_negative, config.asl_margin)
     return DiscrepancyLoss(
-        torch.tensor(profile.counts),
+        torch.tensor(profile.counts).clamp(max=config.discrepancy_count_cap or max(profile.counts)),
         weighting=config.discrepancy_weighting,
         sample_reduce=config.discrepancy_sample_reduce,
         prior_exponent=config.discrepancy_prior_exponent,
@@ -254,4 +274,5 @@ def _discrepancy(config: TrainConfig, profile: ClassProfile) -> DiscrepancyLoss:
         scale_free=config.discrepancy_scale_free,
         centred=config.discrepancy_centred,
         gradient="both" if config.discrepancy_gradient == "tail" else config.discrepancy_gradient,
+        focus=focus if config.discrepancy_focus else None,
     )

@@ -25,6 +25,7 @@ def check_combination(config: Any) -> list[str]:
     _refuse_losses(config)
     _refuse_heads(config)
     _refuse_vain_keys(config)
+    _refuse_discrepancies(config)
     return [*_twice(config), *_heads(config), *_discrepancy(config)]
 
 
@@ -39,8 +40,13 @@ def _get(config: Any, key: str) -> Any:
         "tuning": "more",
         "feature_regularisation": 0.0,
         "decay_all": False,
+        "weight_decay_to": "zero",
+        "dropout": 0.0,
         "weight_decay_head": 0.0,
         "discrepancy_gradient": "both",
+        "discrepancy_focus": False,
+        "discrepancy_pair": "tail",
+        "amplitude_ratio": None,
         "text_classes": None,
         "ldam_scale": 30.0,
         "discrepancy_weighting": "label",
@@ -90,6 +96,42 @@ def _refuse_vain_keys(config: Any) -> None:
     if _get(config, "decay_all") and _get(config, "weight_decay_head"):
         raise ConfigError(
             "decay_all puts weight_decay on the head too, and weight_decay_head says otherwise; leave one of them out"
+        )
+    if _get(config, "weight_decay_to") == "start" and _get(config, "tuning") in ("lora", "head"):
+        raise ConfigError(
+            f"weight_decay_to: start pulls the weights of towers, and tuning: {_get(config, 'tuning')} trains none; "
+            "leave it out, or set tuning: full or more"
+        )
+
+
+def _refuse_discrepancies(config: Any) -> None:
+    gradient = _get(config, "discrepancy_gradient")
+    if _get(config, "discrepancy_focus") and _get(config, "loss") != "asl":
+        raise ConfigError(
+            f"discrepancy_focus is the focusing of loss: asl, and loss: {_get(config, 'loss')} has none like it; leave "
+            "it out, or set loss: asl"
+        )
+    if _get(config, "amplitude_ratio") is not None and gradient == "stop_full" and _get(config, "tuning") == "more":
+        raise ConfigError(
+            "amplitude_ratio goes by L_MORE's gradient on A and B, and discrepancy_gradient: stop_full leaves it none; "
+            "set amplitude, or another discrepancy_gradient"
+        )
+    if _get(config, "discrepancy_pair") != "dropout":
+        return
+    if _get(config, "tuning") != "full":
+        raise ConfigError(
+            "discrepancy_pair: dropout is a control without a low-rank part, and tuning: "
+            f"{_get(config, 'tuning')} is not all weights; set tuning: full"
+        )
+    if not _get(config, "dropout"):
+        raise ConfigError(
+            "discrepancy_pair: dropout compares two draws of dropout, and dropout is 0, so they are the same; set "
+            "dropout (0.1, say)"
+        )
+    if gradient != "both":
+        raise ConfigError(
+            f"discrepancy_gradient: {gradient} is about a pass without the tail, and discrepancy_pair: dropout has two "
+            "alike; leave discrepancy_gradient out"
         )
 
 

@@ -17,6 +17,7 @@ from clip_more.evaluation.groups import split_map
 from clip_more.hub import push_folder
 from clip_more.losses import LdamLoss
 from clip_more.models.classifier import Classifier
+from clip_more.training.beyond import run_ranks
 from clip_more.training.build import build_task
 from clip_more.training.checkpoint import list_checkpoints, require_space
 from clip_more.training.forgetting import note_correct
@@ -70,11 +71,12 @@ def _train(run: Run) -> None:
     before = judge_untouched(run)
     if not list_checkpoints(run.checkpoints):
         before_first_step(run)
+    ranks = run_ranks(run)
     vocabulary: AbstractContextManager[None] = nullcontext()
     if isinstance(classifier, Classifier) and config.text_tower == "train" and config.tuning in ("full", "more"):
         vocabulary = compact_vocabulary(classifier.clip.model, classifier.head.input_ids)
     with vocabulary:
-        optimise(run, build_task(config, classifier, run.data.profile))
+        optimise(run, build_task(config, classifier, run.data.profile, ranks))
     report(run, before)
     run.log.write("done")
 
@@ -120,6 +122,8 @@ def optimise(run: Run, task: LongTailTask) -> None:
                 with accelerator.autocast():
                     last, fresh = accelerator.sync_gradients, done % config.text_refresh == 0
                     losses = wrapped(batch, alpha=weight, last=last, fresh=fresh)
+                if prepared.strength is not None and losses["discrepancy"] is not None:
+                    weight = prepared.strength.apply(losses, weight, step=done, first=not window)
                 accelerator.backward(losses["loss"])
                 window.append({name: losses[name] for name in ("loss", "base", "discrepancy")})
                 if accelerator.sync_gradients:
@@ -150,6 +154,8 @@ def optimise(run: Run, task: LongTailTask) -> None:
                 accelerator.print(f"step {step} of {plan.total}: loss {values['loss']:.3f}")
             if logged:
                 watched = values | {"alpha": weight, "photos_per_second": throughput.reading()}
+                if prepared.strength is not None:
+                    watched["gradient_ratio"] = prepared.strength.measured(weight)
                 _watch(run, prepared, progress, watched, norms)
             with throughput.pause():
                 if plan.judges(step):

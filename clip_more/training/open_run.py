@@ -88,6 +88,8 @@ def _require_shared_folder(run: Run) -> None:
 
 def _describe_method(config: TrainConfig) -> str:
     tuning = f"more (a tail of rank {config.rho:g}, and L_MORE)" if config.tuning == "more" else config.tuning
+    if config.discrepancy_pair == "dropout":
+        tuning += " (and L_MORE between two draws of dropout)"
     return f"tuning {tuning} | head {config.head} | loss {config.loss} | sampler {config.sampler}"
 
 

@@ -16,11 +16,13 @@ from torch.distributed.tensor import DTensor
 from clip_more.config import ConfigError
 from clip_more.models.feature_heads import FeatureHead
 from clip_more.models.heads import PromptHead
+from clip_more.training.anchor import pull_to_start
 from clip_more.training.average import RunningAverage, batch_statistics
 from clip_more.training.build import make_optimiser
 from clip_more.training.processes import distribution
 from clip_more.training.run import Run
 from clip_more.training.sharding import full_weights, is_sharded, load_full_weights, shard, shardable_copy
+from clip_more.training.strength import GradientRatio
 from clip_more.training.task import LongTailTask
 
 
@@ -34,6 +36,7 @@ class Prepared:
         wrapped: What the loop calls: `trained`, or the wrapper that averages its gradients.
         optimizer: As Accelerate prepared it.
         average: Running average of the weights, if one is kept.
+        strength: What weighs L_MORE by its gradient, where the recipe says so.
         distribution: `one`, `ddp`, `fsdp2` or `deepspeed`.
         device: Of this process.
     """
@@ -43,6 +46,7 @@ class Prepared:
     wrapped: nn.Module
     optimizer: Any
     average: RunningAverage | None
+    strength: GradientRatio | None
     distribution: str
     device: torch.device
 
@@ -123,8 +127,13 @@ def prepare(run: Run, task: LongTailTask) -> Prepared:
         if not is_sharded(trained):
             raise ConfigError("the recipe asks for shards (fsdp2), but the model is whole on every process")
         task.to("cpu")  # until it is judged
+    if run.config.weight_decay_to == "start":  # before a checkpoint is read
+        pull_to_start(optimizer.optimizer)
     average = RunningAverage(trained, run.config.ema_decay) if run.config.keep == "ema" else None
-    return Prepared(task, trained, wrapped, optimizer, average, kind, accelerator.device)
+    strength = None
+    if run.config.amplitude_ratio is not None and trained.discrepancy is not None:
+        strength = GradientRatio.of(trained, run.config.amplitude_ratio)
+    return Prepared(task, trained, wrapped, optimizer, average, strength, kind, accelerator.device)
 
 
 def as_number(value: Any) -> float:

@@ -148,12 +148,14 @@ def pretrain_from_recipe(
     *,
     objective: str = "sigmoid",
     steps: int = 3000,
+    batch_size: int = 128,
+    lr: float = 3e-3,
     half: bool = False,
 ) -> Path:
     """`clip-more pretrain`: train the model of a recipe on its data, print its zero-shot mAP, and save it.
 
     Of the recipe count data, model, templates, crop, flips, workers, seed and precision. Batch size and learning rates
-    there are meant for fine-tuning: those of `pretrain` hold here.
+    there are meant for fine-tuning; those given here are as in `pretrain`.
 
     Raises:
         FileExistsError: The folder holds something; known before training.
@@ -177,7 +179,7 @@ def pretrain_from_recipe(
     accelerator.print(f"pretraining {clip.source} on {photos}, {objective} loss")
     records = pretrain(
         clip, data.train, prompts=prompts, captions=label_sentences(data.train), objective=objective, steps=steps,
-        min_crop=config.min_crop, flip=config.flip, workers=config.workers,
+        batch_size=batch_size, lr=lr, min_crop=config.min_crop, flip=config.flip, workers=config.workers,
         worker_timeout=config.worker_timeout, seed=config.seed, accelerator=accelerator,
     )  # fmt: skip
     scale = float(clip.model.logit_scale.detach().exp())

@@ -50,6 +50,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             f"({accelerator.num_processes} processes on {accelerator.device.type}); recipes/README.md shows how each "
             "is started"
         )
+    if config.amplitude_ratio is not None and came_up != "one":
+        raise ConfigError(
+            f"amplitude_ratio measures gradients on one process, and {accelerator.num_processes} came up ({came_up}); "
+            "start one, or set amplitude instead"
+        )
+    if config.weight_decay_to == "start" and came_up == "deepspeed":
+        raise ConfigError("weight_decay_to: start is not for DeepSpeed, which has weights of its own; use fsdp2")
     return accelerator
 
 

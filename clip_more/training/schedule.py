@@ -45,7 +45,7 @@ class Plan:
         photos_a_step: Over all processes and micro-batches.
         epoch: Steps that show every photo once, rounded up.
         total: Steps of the run.
-        amplitude: Peak weight of L_MORE, A.
+        amplitude: Peak weight of L_MORE, A; 1 where `amplitude_ratio` sets it.
         validates: Whether there is a held-out part to judge on.
     """
 
@@ -60,17 +60,18 @@ class Plan:
     def of(cls, config: TrainConfig, *, photos: int, classes: int, processes: int, validates: bool) -> Plan:
         """The plan of a recipe for this many train photos, classes and processes."""
         photos_a_step = processes * config.batch_size * config.accumulation
+        amplitude = config.amplitude * (classes if config.amplitude_normalised else 1)
         return cls(
             config,
             photos_a_step,
             epoch=math.ceil(photos / photos_a_step),
             total=config.max_steps or max(1, round(config.epochs * photos / photos_a_step)),
-            amplitude=config.amplitude * (classes if config.amplitude_normalised else 1),
+            amplitude=amplitude if config.amplitude_ratio is None else 1.0,
             validates=validates,
         )
 
     def alpha(self, step: int) -> float:
-        """Weight of L_MORE when `step` steps are done."""
+        """Weight of L_MORE when `step` steps are done; its shape alone where `amplitude_ratio` sets the rest."""
         return alpha(step, self.total, self.amplitude, self.config.alpha_schedule)
 
     def ends_epoch(self, step: int) -> bool:

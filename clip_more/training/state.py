@@ -93,7 +93,7 @@ class Progress:
 
 
 class TrainingState:
-    """Model, optimiser, running average, scaler, random generators and progress, to and from a checkpoint.
+    """Model, optimiser, averages, scaler, random generators and progress, to and from a checkpoint.
 
     Args:
         run: The run.
@@ -106,6 +106,7 @@ class TrainingState:
         self.task = prepared.trained
         self.optimizer = prepared.optimizer
         self.average = prepared.average
+        self.strength = prepared.strength
         self.progress = progress
 
     def bytes_to_come(self) -> int:
@@ -136,6 +137,8 @@ class TrainingState:
             tensors[f"random_{rank}"] = generators
         if accelerator.scaler is not None:
             documents["scaler"] = accelerator.scaler.state_dict()
+        if self.strength is not None:
+            documents["strength"] = self.strength.state_dict()
 
         def write() -> None:
             progress.offset = self.run.log.offset()
@@ -220,6 +223,8 @@ class TrainingState:
             self.average.load(read_tensors(checkpoint, "average"))
         if accelerator.scaler is not None and holds(checkpoint, "scaler"):
             accelerator.scaler.load_state_dict(read_document(checkpoint, "scaler"))
+        if self.strength is not None and holds(checkpoint, "strength"):
+            self.strength.load_state_dict(read_document(checkpoint, "strength"))
         numbers = read_document(checkpoint, "random")
         if before.processes == now.processes:
             rank = accelerator.process_index

@@ -40,6 +40,8 @@ class LongTailTask(nn.Module):
             head reads (weight balancing, ICLR 2024). For heads on features alone.
         class_sample: Classes a step where there are thousands: all that are positive in the batch, and a random sample
             of the others, weighted so that sums over classes stay unbiased. All classes without it.
+        pair: What L_MORE compares: `tail`, the model and its general part; `dropout`, a control for a CLIP without a
+            tail, two passes with dropout masks of their own.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class LongTailTask(nn.Module):
         texts: ClassTexts | None = None,
         class_sample: int | None = None,
         feature_regularisation: float = 0.0,
+        pair: str = "tail",
     ) -> None:
         super().__init__()
         self.classifier = classifier
@@ -62,6 +65,7 @@ class LongTailTask(nn.Module):
         self.class_sample = class_sample
         self.fraction = fraction
         self.feature_regularisation = feature_regularisation
+        self.pair = pair
         self._inclusion: Tensor | None = None
         self._drawn: tuple[Tensor, Tensor] | None = None
 
@@ -113,7 +117,7 @@ class LongTailTask(nn.Module):
         if self.discrepancy is None or not two_passes:
             images, general_images = clip.encode_image(pixel_values), None
         else:
-            images, general_images = tower_passes(clip, clip.vision, pixel_values, share.images, gradient)
+            images, general_images = self._images(clip, pixel_values, share.images, gradient)
         full = head.logits(images, texts, drawn.classes)
         base = self.base_loss(full, drawn.columns(targets), drawn.weighted(known))
         if self.discrepancy is None or general_images is None:
@@ -132,7 +136,7 @@ class LongTailTask(nn.Module):
         if not two_passes:
             features = encoder.encode_image(pixel_values)
         elif isinstance(encoder, Clip):
-            features, general = tower_passes(encoder, encoder.vision, pixel_values, share.images, gradient)
+            features, general = self._images(encoder, pixel_values, share.images, gradient)
         else:
             masks = RandomState(pixel_values.device)
             features = encoder.encode_image(pixel_values)
@@ -149,6 +153,12 @@ class LongTailTask(nn.Module):
             without = head(general)
         discrepancy = self.discrepancy(full, without, targets, known, share)
         return {"loss": loss + alpha * discrepancy, "base": base, "discrepancy": discrepancy, "logits": full}
+
+    def _images(self, clip: Clip, pixel_values: Tensor, rows: Tensor | None, gradient: bool) -> tuple[Tensor, Tensor]:
+        """Image features (N, D) of the first pass, and (n, D) of the one that it is compared with."""
+        if self.pair == "tail":
+            return tower_passes(clip, clip.vision, pixel_values, rows, gradient)
+        return clip.encode_image(pixel_values), clip.encode_image(pixel_values if rows is None else pixel_values[rows])
 
     def _share(self, classifier: Classifier, images: int, drawn: Share, last: bool) -> Share:
         """Photos and classes of L_MORE: all, or a random share; the classes stay the same through a step."""

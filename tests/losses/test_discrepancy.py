@@ -2,7 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clip_more.losses import DiscrepancyLoss
+from clip_more.losses import AsymmetricLoss, DiscrepancyLoss
+from clip_more.losses.asymmetric import Focus
+from clip_more.losses.sampling import Share
 
 COUNTS = torch.tensor([700, 90, 30, 6])
 PRIOR = COUNTS.double() / COUNTS.sum()
@@ -136,6 +138,49 @@ def test_gradcheck(batch, options):
     full, general, targets, known = batch
     loss = loss64(**options)
     assert torch.autograd.gradcheck(lambda f, g: loss(f, g, targets, known), (full, general))
+
+
+def test_focus_is_its_formula_and_sends_no_gradient(batch):
+    full, general, targets, known = batch
+    loss = loss64(focus=Focus(1.5, 3.0, 0.1))
+    p = torch.sigmoid(full.detach())
+    focus = torch.where(targets == 1, (1 - p) ** 1.5, (p - 0.1).clamp_min(0) ** 3)
+    value = loss(full, general, targets, known)
+    torch.testing.assert_close(value, (focus * loss.prior * (full - general) ** 2 * known).sum() / 6)
+    (gradient,) = torch.autograd.grad(value, full)
+    torch.testing.assert_close(gradient, 2 * focus * loss.prior * (full - general).detach() * known / 6)
+    assert torch.autograd.gradcheck(lambda g: loss(full.detach(), g, targets, known), general)
+
+
+def test_focus_is_that_of_the_base_loss(batch):
+    """Of one entry ASL without its focus inside the gradient is `-focus log likelihood`."""
+    full, _, _, _ = batch
+    for target in (0.0, 1.0):
+        one = torch.tensor([[target]], dtype=torch.float64)
+        for logit in full.detach().flatten()[:6].view(-1, 1, 1):
+            p_m = max(torch.sigmoid(logit).item() - 0.05, 0)
+            log = F.logsigmoid(logit) if target else torch.log(torch.tensor(1 - p_m))
+            loss = DiscrepancyLoss(COUNTS[:1], focus=Focus(2.0, 4.0, 0.05))
+            focus = loss(logit, logit - 1, one)  # Delta is 1, and so is the one class's prior
+            torch.testing.assert_close(AsymmetricLoss(2.0)(logit, one), -(focus * log).squeeze(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"weighting": "sample"}, {"scale_free": True}, {"distance": "kl"}])
+def test_no_focusing_leaves_the_discrepancy_as_it_is(batch, options):
+    full, general, targets, known = batch
+    plain = loss64(**options)(full, general, targets, known)
+    assert torch.equal(loss64(focus=Focus(0.0, 0.0, 0.0), **options)(full, general, targets, known), plain)
+    assert not torch.allclose(loss64(focus=Focus(), **options)(full, general, targets, known), plain)
+
+
+def test_focus_follows_a_share_of_photos_and_classes(batch):
+    full, general, targets, known = batch
+    rows, classes = torch.tensor([1, 4]), torch.tensor([0, 3])
+    loss = loss64(focus=Focus())
+    found = loss(full, general[rows][:, classes], targets, known, Share(rows, classes, torch.ones(2)))
+    kept = torch.zeros_like(known)
+    kept[rows[:, None], classes] = known[rows[:, None], classes]
+    torch.testing.assert_close(found, loss(full, general, targets, kept) * 6 / 2)
 
 
 @pytest.mark.parametrize(("gradient", "stopped"), [("stop_full", 0), ("stop_general", 1)])

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ import torch
 from clip_more.adapters import tail, tail_parameters
 from clip_more.data.profile import ClassProfile
 from clip_more.losses import AsymmetricLoss, BCELoss, DiscrepancyLoss
+from clip_more.losses.asymmetric import Focus
 from clip_more.models.clip import load_clip
 from clip_more.recipe import from_dict
 from clip_more.training.build import build_classifier, build_losses, build_task, parameter_groups
@@ -203,6 +205,8 @@ SAMPLE = {"weighting": "sample"}
         ({"discrepancy_gradient": "stop_general"}, {"gradient": "stop_general"}, {}),
         ({"loss_reduction": "mean"}, {"reduction": "mean"}, {}),
         ({"discrepancy_reduction": "mean"}, {"reduction": "mean"}, {}),
+        ({"loss": "asl", "discrepancy_focus": True, "asl_gamma_positive": 1.0, "asl_gamma_negative": 2.0,
+          "asl_margin": 0.1}, {"focus": Focus(1.0, 2.0, 0.1)}, {"focus": Focus()}),
         ({"loss_reduction": "mean", "discrepancy_reduction": "sum"}, {"reduction": "sum"}, {"reduction": "mean"}),
     ],
     ids=lambda keys: "-".join(map(str, keys.values())),
@@ -246,6 +250,28 @@ def test_recipe_says_whether_the_discrepancy_moves_w_g(classifier, batch, gradie
     name = "classifier.clip.model.vision_model.encoder.layers.0.mlp.fc1.base_layer.weight"
     assert torch.allclose(without[name], with_more[name], rtol=1e-4, atol=1e-7) == (gradient == "tail")
     assert not any(torch.allclose(without[n], with_more[n]) for n in low_rank)
+
+
+@pytest.mark.parametrize("head", ["prompts", "linear"])
+def test_two_draws_of_dropout_differ_in_training_alone_and_the_base_loss_is_of_the_first(untouched, batch, head):
+    keys = {"tuning": "full", "discrepancy_pair": "dropout", "dropout": 0.3, "head": head}
+    classifier = copy.deepcopy(untouched, {id(untouched.clip.tokenizer): untouched.clip.tokenizer})
+    if head == "linear":
+        classifier = build_classifier(config_of(head=head), classifier.clip, replace(PROFILE, photos=60))
+    task = build_task(config_of(**keys), classifier, PROFILE).train()
+    assert not tail_parameters(task)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        pair = task(batch, alpha=2.0)
+        torch.manual_seed(7)
+        alone = task(batch, alpha=0.0)
+        torch.manual_seed(7)
+        first, second = (task.classifier(batch["pixel_values"]) for _ in range(2))
+    assert torch.equal(pair["base"], alone["base"])
+    torch.testing.assert_close(pair["discrepancy"], task.discrepancy(first, second, batch["targets"], batch["known"]))
+    assert pair["discrepancy"] > 0
+    torch.testing.assert_close(pair["loss"], pair["base"] + 2 * pair["discrepancy"])
+    assert task.eval()(batch, alpha=2.0)["discrepancy"].item() == 0.0
 
 
 # Unknown labels

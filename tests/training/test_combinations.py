@@ -92,6 +92,38 @@ def test_two_decays_of_the_head_are_refused():
     assert check(decay_all=True) == check(weight_decay_head=0.1) == []
 
 
+@pytest.mark.parametrize("tuning", ["lora", "head"])
+def test_a_pull_to_the_start_is_refused_where_nothing_leaves_it(tuning):
+    assert f"tuning: {tuning} trains none" in refused(tuning=tuning, weight_decay_to="start")
+    assert check(tuning="full", weight_decay_to="start") == check(weight_decay_to="start") == []
+
+
+@pytest.mark.parametrize("loss", ["bce", "focal"])
+def test_focus_of_the_discrepancy_is_refused_where_the_loss_has_none(loss):
+    assert f"loss: {loss} has none like it" in refused(loss=loss, discrepancy_focus=True)
+    assert check(loss="asl", discrepancy_focus=True) == []
+
+
+def test_a_ratio_of_gradients_is_refused_where_the_discrepancy_has_none():
+    assert "stop_full leaves it none" in refused(amplitude_ratio=0.1, discrepancy_gradient="stop_full")
+    assert check(amplitude_ratio=0.1, discrepancy_gradient="tail") == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"tuning": "more"}, "set tuning: full"),
+        ({"tuning": "lora"}, "tuning: lora is not all weights"),
+        ({"dropout": 0.0}, "dropout is 0, so they are the same"),
+        ({"discrepancy_gradient": "tail"}, "leave discrepancy_gradient out"),
+    ],
+)
+def test_two_draws_of_dropout_are_refused_where_there_are_none_or_other_passes(keys, reason):
+    pair = {"discrepancy_pair": "dropout", "tuning": "full", "dropout": 0.1}
+    assert reason in refused(**(pair | keys))
+    assert check(**pair) == []
+
+
 @pytest.mark.parametrize("head", ["linear", "normed_linear", "frame"])
 def test_feature_regularisation_goes_with_heads_that_see_lengths(head):
     assert check(head=head, feature_regularisation=0.01) == []

@@ -38,7 +38,16 @@ def test_head_start_is_near_the_priors(settings, events):
     assert events(folder, "head_start")[0]["loss"] <= floor + 0.01
 
 
-@pytest.mark.parametrize("extra", [{}, {"accumulation": 2, "batch_size": 4}, {"keep": "ema"}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"accumulation": 2, "batch_size": 4},
+        {"keep": "ema"},
+        {"amplitude_ratio": 0.3, "weight_decay_to": "start", "weight_decay": 20.0},
+    ],
+    ids=lambda extra: "-".join(extra) or "defaults",
+)
 def test_interrupted_and_resumed_run_is_bit_identical(settings, monkeypatch, extra, events):
     settings = {**settings, **extra, "checkpoint_every": 2, "output_dir": settings["output_dir"] + "/one"}
     whole = loop.train(from_dict(settings, "test"))

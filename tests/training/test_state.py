@@ -38,7 +38,7 @@ def make(tmp_path):
             log=SimpleNamespace(offset=lambda: 77, write=lambda event, **values: said.append((event, values))),
         )  # fmt: skip
         prepared = SimpleNamespace(
-            trained=task, optimizer=optimizer, average=RunningAverage(task, 0.5) if average else None
+            trained=task, optimizer=optimizer, average=RunningAverage(task, 0.5) if average else None, strength=None
         )
         return TrainingState(run, prepared, replace(progress))
 
