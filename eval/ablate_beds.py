@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -198,24 +197,13 @@ def _pretrain(photos: TrainConfig, out: Path) -> None:
     folder = start_folder(out)
     if (folder / "config.json").is_file():
         return
-    with ExitStack() as stack:
-        stack.callback(_threads(os.cpu_count() or 1))
-        root = str(Path(str(photos.data_root)).parent)
-        listed = load_config(RECIPES / START_RECIPE, _voc_lists(out, root, "validation") | {"test_split": "validation"})
-        data = out / "data" / "voc2012_lt_tiny-start"
-        _say(str(data), prepare(listed, data, short_side=SHORT_SIDE))
-        no_lists = dict.fromkeys(LIST_KEYS)
-        config = replace(listed, **no_lists, dataset="prepared", data_root=str(data))  # type: ignore[arg-type]
-        pretrain_from_recipe(config, folder, **START)
-
-
-def _threads(number: int) -> Any:
-    """Let torch use so many threads; returns what sets it back."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    return lambda: torch.set_num_threads(before)
+    root = str(Path(str(photos.data_root)).parent)
+    listed = load_config(RECIPES / START_RECIPE, _voc_lists(out, root, "validation") | {"test_split": "validation"})
+    data = out / "data" / "voc2012_lt_tiny-start"
+    _say(str(data), prepare(listed, data, short_side=SHORT_SIDE))
+    no_lists = dict.fromkeys(LIST_KEYS)
+    config = replace(listed, **no_lists, dataset="prepared", data_root=str(data), workers=0)  # type: ignore[arg-type]
+    pretrain_from_recipe(config, folder, **START)
 
 
 def groups_file(sweep: Sweep, seed: int, out: Path) -> Path | None:

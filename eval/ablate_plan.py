@@ -12,7 +12,7 @@ from pathlib import Path
 from ablate_beds import Arm, groups_file, make_arm
 from ablate_records import Line, Recorder, differing, drop_lines, read_lines, same_run
 from ablate_sweep import Sweep
-from clip_more.config import ConfigError
+from clip_more.config import ConfigError, TrainConfig
 from matrix_jobs import Job, append_record
 
 
@@ -87,21 +87,28 @@ def settle(planned: list[Planned], *, again: bool, table: bool) -> None:
                 f"{run.file}: the line of arm {name!r}, seed {run.head['seed']}, is of other settings than "
                 f"{run.sweep.path}: {'; '.join(why)}. Run it anew with --again, or give the arm another name"
             )
-        if table:
+        if stale and not table:
+            drop_lines(run.file, [run.lines()[name] for name in stale])
+        if table or len(run.lines()) == len(run.names):
             continue
         folder = run.job.config.run_folder
-        if stale:
-            drop_lines(run.file, [run.lines()[name] for name in stale])
-        try:
-            run.job.check()
-        except ConfigError:
-            if not again:
-                raise
-            stale = stale or {"": []}
+        other = _other_settings(run.job.config)
+        if other and not again:
+            raise ConfigError(f"{folder} is a run of other settings: {other}. Run it anew with --again")
         written = folder / "lines.json"
         made = {line["arm"] for line in json.loads(written.read_text())} if written.is_file() else set(run.names)
-        if stale or (not made >= set(run.names) and len(run.lines()) < len(run.names)):
+        if stale or other or not made >= set(run.names):
             shutil.rmtree(folder, ignore_errors=True)  # its weights are gone: what is to be judged is trained again
+
+
+def _other_settings(config: TrainConfig) -> str:
+    """What differs in the recipe of a folder in which something was trained; nothing where it is this one."""
+    from clip_more.training.run_folder import changed_keys, has_trained
+
+    folder, recipe = config.run_folder, config.run_folder / "config.yaml"
+    trained = has_trained(folder) or (folder / "report" / "results.json").is_file()
+    changes = changed_keys(recipe, config) if trained and recipe.is_file() else {}
+    return "; ".join(f"{key}: {before!r} there, {now!r} now" for key, (before, now) in changes.items())
 
 
 def take_over(planned: list[Planned]) -> None:

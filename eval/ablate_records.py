@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clip_more.config import TrainConfig
+from clip_more.config import LOSSES_OF_ONE_LABEL, TrainConfig
 from clip_more.data.profile import ClassProfile
 from clip_more.evaluation.average_precision import average_precision, to_scores
 from clip_more.evaluation.bootstrap import resampled_ap
@@ -66,12 +67,13 @@ class Recorder:
         results = Results.load(folder / "report" / "results.json")
         scores = load_scores(folder / "report" / "scores.safetensors")
         profile = ClassProfile.load(self.profile) if self.profile else results.profile
+        photos = zlib.crc32(np.ascontiguousarray(scores.targets).tobytes())  # runs on the same ones draw them alike
 
         def judged(logits: np.ndarray) -> tuple[np.ndarray, list[list[int | None]]]:
-            labels, form, seed = (scores.targets, scores.known), self.config.ap, self.head["seed"]
+            labels, form = (scores.targets, scores.known), self.config.ap
             ranked = to_scores(logits, self.config.score)
             ap = average_precision(labels[0], ranked, labels[1], names=profile.names, form=form)
-            drawn = resampled_ap(labels[0], ranked, labels[1], draws=DRAWS, seed=seed, form=form)
+            drawn = resampled_ap(labels[0], ranked, labels[1], draws=DRAWS, seed=photos, form=form)
             return ap, resampled_columns(drawn, profile)
 
         ap, resampled = judged(scores.rows["merged"])
@@ -84,6 +86,7 @@ class Recorder:
             "zero_shot": None if zero_shot is None else columns_of(zero_shot, profile),
             "counts": list(profile.counts),
             "groups": list(profile.groups),
+            "test_photos": f"{photos:08x}",
             "test_positives": [int(number) for number in results.test_positives],
             "classes": list(profile.names),
             "seconds": training_seconds(events, "time" if torch.cuda.is_available() else "cpu"),
@@ -94,6 +97,7 @@ class Recorder:
             **({"top1": top1} if top1 is not None else {}),
             "ap": _rounded(ap),
             "ap_general": None if general is None else _rounded(general),
+            "risk": self._train_risk(folder),
             "resampled": resampled,
         }
         yield self.head | own | about | {"course": course(events)}
@@ -102,6 +106,23 @@ class Recorder:
             own = {"map": columns_of(ap, profile), "general": None, "ap": _rounded(ap), "ap_general": None}
             mixed = {"arm": name, "of": self.head["arm"], self.derived[name][0]: self.derived[name][1]}
             yield self.head | mixed | own | {"resampled": resampled} | about
+
+    def _train_risk(self, folder: Path) -> list[float | None] | None:
+        """(C,) mean binary cross-entropy of the merged model on its train photos; None beside a softmax loss."""
+        if self.config.loss in LOSSES_OF_ONE_LABEL:
+            return None
+        from clip_more.data.load import load_data
+        from clip_more.evaluation.judge import test_logits
+        from clip_more.models.classifier import load_classifier
+        from clip_more.training.processes import make_accelerator
+
+        data = load_data(self.config)
+        merged, _ = load_classifier(folder / "merged", self.config.geometry)
+        data = replace(data, test=data.train)
+        found = test_logits(merged, self.config, data, make_accelerator(self.config), "train photos")
+        logits = found.scores.astype(np.float64)
+        risk = np.where(found.known, np.logaddexp(0.0, logits) - found.targets * logits, np.nan)
+        return _rounded(np.nanmean(risk, axis=0))
 
     def _derived_logits(self, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
         """Test logits of the run's weights mixed with the general part's, or with those of the untouched CLIP."""

@@ -278,6 +278,11 @@ def test_lines_of_other_settings_are_named_and_run_anew_only_when_told(run, writ
     assert "arm 'bce', seed 0, is of other settings" in printed.err
     assert "lr: 'as the recipe' there, 0.001 now" in printed.err
     assert run(changed, "--table")[0] == 2
+    (tmp_path / "evidence" / "s.jsonl").rename(tmp_path / "kept")
+    code, printed = run(changed)
+    assert code == 2
+    assert "s/bce-s0 is a run of other settings: lr: 0.0003 there, 0.001 now" in printed.err
+    (tmp_path / "kept").rename(tmp_path / "evidence" / "s.jsonl")
     assert run(changed, "--again")[0] == 0
     (line,) = read_lines(tmp_path / "evidence" / "s.jsonl")
     assert line["values"]["lr"] == 0.001
