@@ -97,6 +97,7 @@ class Recorder:
             **({"top1": top1} if top1 is not None else {}),
             "ap": _rounded(ap),
             "ap_general": None if general is None else _rounded(general),
+            "delta": None if general is None else _moved(scores.rows["merged"], scores.rows["general"]),
             "risk": self._train_risk(folder),
             "resampled": resampled,
         }
@@ -202,6 +203,12 @@ def course(events: Iterable[Mapping[str, Any]]) -> dict[str, list[float | None]]
     shares = [list((row.get("tail_share") or {}).values()) for row in rows]
     curves["tail_share"] = [_short(sum(share) / len(share)) if share else None for share in shares]
     return {name: values for name, values in curves.items() if any(value is not None for value in values)}
+
+
+def _moved(merged: np.ndarray, general: np.ndarray) -> list[float | None]:
+    """(C,) root mean square over photos of what the tail adds to a class's logit, over the logits' deviation."""
+    merged = merged.astype(np.float64)
+    return _rounded(np.sqrt(np.square(merged - general).mean(axis=0)) / merged.std())
 
 
 def _short(value: float | None) -> float | None:
