@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_PANELS = 6  # arms whose classes are shown one by one
-_INCH = 0.3  # of a row
+ROW = 0.3  # inches
 
 # Column to what a row shows of it, a pair a seed: before and after.
 Pairs = Mapping[str, Sequence[tuple[float, float]]]
@@ -97,7 +97,7 @@ def _draw_pairs(
 
     columns = list(next(iter(rows.values())))
     left = 0.3 + 0.073 * max(map(len, rows))
-    width, height = max(9.5, left + 2.4 * len(columns)), 1.55 + 1.15 * _INCH * len(rows)
+    width, height = max(9.5, left + 2.4 * len(columns)), 1.55 + 1.15 * ROW * len(rows)
     figure = _figure((width, height))
     panels = figure.subplots(1, len(columns), sharey=True)
     figure.subplots_adjust(left=left / width, right=0.985, top=1 - 0.78 / height, bottom=0.72 / height, wspace=0.08)
@@ -116,6 +116,7 @@ def _draw_pairs(
         span = 1.25 * widest if same_span else 1.4 * max(0.2, ax.dataLim.width)
         middle = (ax.dataLim.x0 + ax.dataLim.x1) / 2
         ax.set_xlim(middle - span / 2, middle + span / 2)
+        ax.set_xticks([tick for tick in ax.get_xticks() if abs(tick - middle) < 0.44 * span])
     panels[0].set_yticks(range(len(rows)), list(rows), size=8.5)
     panels[0].set_ylim(len(rows) - 0.45, -0.65)
     figure.text(0.12 / width, 1 - 0.32 / height, title, size=12, weight="bold", color=INK)
@@ -125,7 +126,8 @@ def _draw_pairs(
         Line2D([], [], ls="", marker="v", ms=6, color=FALL, label=f"{names[1]}, lower"),
     ]
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 0.0), ncols=3, frameon=False, fontsize=8.5)
-    note = "Means over seeds; numbers: mean difference ± its standard deviation over seeds."
+    scales = "" if same_span else "; scales differ"
+    note = f"Means over seeds; numbers: difference ± standard deviation{scales}."
     figure.text(0.985, 0.15 / height, note, size=8.5, color=PALE, ha="right")
     _save(figure, path)
 

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ablate_class_figures import bare_rows, draw_classes, draw_delta, draw_general, draw_risk, risk_pairs, trained_with
+from ablate_class_figures import (
+    ROW,
+    bare_rows,
+    draw_classes,
+    draw_delta,
+    draw_general,
+    draw_risk,
+    risk_pairs,
+    trained_with,
+)
 from ablate_curves import draw_curves, find_curves, reading
 from ablate_interval import Difference
 from ablate_stats import Line, Summary, summarise
@@ -19,7 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_ROWS = 12  # trained arms whose training risk is shown
-_INCH = 0.3  # of a row
 
 
 def draw(name: str, lines: Iterable[Line], base: str, folder: Path) -> list[Path]:
@@ -66,7 +74,7 @@ def draw(name: str, lines: Iterable[Line], base: str, folder: Path) -> list[Path
         draw_delta(moved, drawn[-1], f"{title}: what B A adds to each class's logit")
     if len({line["arm"] for line in lines if "of" not in line}) <= MOST_ROWS and (risks := risk_pairs(summary, lines)):
         drawn.append(folder / f"{name}_risk.png")
-        draw_risk(risks, drawn[-1], f"{title}: risk on train photos")
+        draw_risk(risks, drawn[-1], f"{name}: {summary.bed}, risk on train photos by group")
     return drawn
 
 
@@ -76,7 +84,7 @@ def draw_arms(summary: Summary, names: Sequence[str], path: Path, title: str) ->
     places, heads = _places(summary, names)
     labels = [_label(summary, name) for name in names]
     left, lowest = 0.35 + 0.073 * max(map(len, [*labels, *heads])), max(places.values()) + 0.6
-    width, height = max(9.0, left + 2.3 * len(columns)), 1.5 + _INCH * (lowest + 0.6)
+    width, height = max(9.0, left + 2.3 * len(columns)), 1.5 + ROW * (lowest + 0.6)
     figure = _figure((width, height))
     panels = figure.subplots(1, len(columns), sharey=True, sharex=True, squeeze=False)[0]
     figure.subplots_adjust(left=left / width, right=0.985, top=1 - 0.78 / height, bottom=0.72 / height, wspace=0.06)

@@ -126,6 +126,70 @@ def test_one_seed_and_a_missing_group_can_be_drawn(draw, tmp_path):
     assert len(names(tmp_path, draw("s", lines, "bce", tmp_path))) == 3
 
 
+def test_arms_of_one_sweep_differ_in_what_their_lines_hold(draw, tmp_path):
+    groups = ["head"] * 2 + ["medium"] * 2 + ["tail"] * 2
+    risk = {"groups": groups, "risk": [0.2, 0.2, 0.1, 0.1, 0.04, None]}
+    old = [*BASE, *lines_of("more", MORE, 0.01)]
+    arms = [lines_of("bce", **risk), lines_of("more", MORE, 0.01, delta=[0.1, 0.2, 0.3, 0.4, None, 0.5], **risk)]
+    new = list(itertools.chain(*arms))
+    assert names(tmp_path / "old", draw("s", old, "bce", tmp_path / "old")) == ["s_arms.png"]
+    found = names(tmp_path / "new", draw("s", new, "bce", tmp_path / "new"))
+    assert found == ["s_arms.png", "s_delta.png", "s_risk.png"]
+    mixed = [*BASE, *lines_of("more", MORE, 0.01, **risk)]  # a base without the key is nothing to compare with
+    assert names(tmp_path / "mixed", draw("s", mixed, "bce", tmp_path / "mixed")) == ["s_arms.png"]
+    many = [*new, *(line for number in range(11) for line in lines_of(f"a{number}", {"loss": str(number)}, **risk))]
+    assert "s_risk.png" not in names(tmp_path / "many", draw("s", many, "bce", tmp_path / "many"))
+
+
+def test_risk_is_paired_by_seed_with_the_base_on_the_same_data_and_meant_by_group():
+    from ablate_class_figures import group_risk, risk_pairs
+    from ablate_stats import summarise
+
+    groups = ["head", "tail", "tail", "medium", "tail", "head"]
+    risk = {"groups": groups, "risk": [0.1, 0.01, 0.03, None, None, 0.3]}
+    lines = [*lines_of("bce", **risk), *lines_of("bce 20", {"imbalance": 20}, **risk)]
+    lines += lines_of("asl", {"loss": "asl"}, seeds=3, **risk)[1:]
+    lines += lines_of("asl 20", {"loss": "asl", "imbalance": 20}, **risk)
+    lines += lines_of("asl beta=0", {"loss": "asl"}, of="asl", beta=0.0, **risk)
+    found = risk_pairs(summarise(lines, "bce"), lines)
+    pairs = {arm: [(a["arm"], a["seed"], b["arm"], b["seed"]) for a, b in own] for arm, own in found.items()}
+    assert pairs == {
+        "asl": [("bce", 1, "asl", 1)],
+        "asl 20": [("bce 20", seed, "asl 20", seed) for seed in range(2)],
+    }
+    assert group_risk(lines[0]) == pytest.approx({"head": 0.2, "tail": 0.02})  # no class of medium has one
+
+
+def test_marks_of_delta_lie_at_train_count_and_value_from_zero(monkeypatch, tmp_path):
+    import ablate_class_figures
+
+    kept = []
+    monkeypatch.setattr(ablate_class_figures, "_save", lambda figure, path: kept.append(figure))
+    delta = [0.1, 0.2, 0.3, 0.4, None, 0.5]
+    ablate_class_figures.draw_delta({"more": lines_of("more", seeds=1, delta=delta)}, tmp_path / "a.png", "title")
+    (ax,) = kept[0].axes
+    (marks,) = ax.lines
+    assert set(map(tuple, marks.get_xydata())) == {(300, 0.1), (120, 0.2), (60, 0.3), (25, 0.4), (4, 0.5)}
+    assert (ax.get_xscale(), ax.get_ylim()[0]) == ("log", 0)
+
+
+def test_risk_rows_show_the_means_and_the_paired_difference(monkeypatch, tmp_path):
+    import ablate_class_figures
+
+    kept = []
+    monkeypatch.setattr(ablate_class_figures, "_save", lambda figure, path: kept.append(figure))
+    groups = ["head"] * 2 + ["medium"] * 2 + ["tail"] * 2
+    pairs = [
+        [{"arm": arm, "groups": groups, "risk": [0.1 * seed + shift] * 4 + [None] * 2} for arm, shift in own]
+        for seed, own in ((1, [("bce", 0.0), ("more", 0.02)]), (2, [("bce", 0.0), ("more", 0.04)]))
+    ]
+    ablate_class_figures.draw_risk({"more": pairs}, tmp_path / "a.png", "title")
+    head, _, tail = kept[0].axes
+    assert head.lines[0].get_xdata() == pytest.approx([150, 180])
+    assert [text.get_text() for text in head.texts] == ["+30.0 ± 14.1"]
+    assert [text.get_text() for text in tail.texts] == ["n/a"]
+
+
 def test_arms_on_other_data_are_drawn_below_their_own_base(draw, tmp_path):
     from ablate_figures import _places
     from ablate_stats import summarise
