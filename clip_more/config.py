@@ -186,6 +186,9 @@ class MethodConfig:
     loss_reduction: str = _key(
         "sum", "Over the classes of an image; divides base loss and L_MORE alike.", choices=("sum", "mean")
     )
+    group_weights: dict[str, float] = _key(
+        {}, "Times the base loss of a group's classes: {head: 1, medium: 1, tail: 3}; 1 for groups that are not named."
+    )
     asl_gamma_positive: float = _key(0.0, "ASL focusing of positives.")
     asl_gamma_negative: float = _key(4.0, "ASL focusing of negatives.")
     asl_margin: float = _key(0.05, "ASL probability shift.")

@@ -165,7 +165,11 @@ def _fit(value: Any, kind: Any) -> tuple[bool, Any]:
     if base is list:
         return isinstance(value, list) and all(isinstance(v, str) for v in value), value
     if base is dict:
-        return isinstance(value, dict) and all(isinstance(v, str) for kv in value.items() for v in kv), value
+        _, of = typing.get_args(kind)
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            return False, value
+        found = {key: _fit(item, of) for key, item in value.items()}
+        return all(fits for fits, _ in found.values()), {key: item for key, (_, item) in found.items()}
     return isinstance(value, base), value
 
 
@@ -187,7 +191,9 @@ def _spell(kind: Any) -> str:
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     if kind in names:
         return names[kind]
-    return "a list of text" if typing.get_origin(kind) is list else "a mapping of text"
+    if typing.get_origin(kind) is list:
+        return "a list of text"
+    return "a mapping to numbers" if typing.get_args(kind)[1] is float else "a mapping of text"
 
 
 def _looks_like_number(text: str) -> bool:

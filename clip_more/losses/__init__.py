@@ -13,6 +13,7 @@ from clip_more.losses.discrepancy import DiscrepancyLoss
 from clip_more.losses.distribution_balanced import DistributionBalancedLoss
 from clip_more.losses.feature_norm import feature_norm
 from clip_more.losses.focal import FocalLoss
+from clip_more.losses.group_weights import GroupWeighted
 from clip_more.losses.ldam import LdamLoss
 
 BASE_LOSSES: dict[str, Callable[..., nn.Module]] = {
@@ -44,6 +45,7 @@ __all__ = [
     "DistributionBalancedLoss",
     "FocalCrossEntropy",
     "FocalLoss",
+    "GroupWeighted",
     "LdamLoss",
     "LogitAdjustedCE",
     "class_balanced_weights",

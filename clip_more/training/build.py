@@ -11,7 +11,7 @@ from clip_more.adapters import MoreConfig, TailCheckpointContext, add_lora, add_
 from clip_more.adapters.config import CLIP_TARGETS
 from clip_more.config import LOSSES_OF_ONE_LABEL, ConfigError, TrainConfig
 from clip_more.data.profile import ClassProfile
-from clip_more.losses import BASE_LOSSES, DiscrepancyLoss
+from clip_more.losses import BASE_LOSSES, DiscrepancyLoss, GroupWeighted
 from clip_more.losses.asymmetric import Focus
 from clip_more.models.classifier import AnyClassifier, Classifier, Encoder, FeatureClassifier
 from clip_more.models.clip import Clip
@@ -258,7 +258,10 @@ def _base_loss(config: TrainConfig, profile: ClassProfile) -> nn.Module:
         "logit_adjusted_ce": {"counts": counts, "tau": config.logit_tau},
         "ldam": ldam | {"counts": counts, "beta": config.cb_beta},
     }
-    return BASE_LOSSES[config.loss](**options[config.loss])
+    loss = BASE_LOSSES[config.loss](**options[config.loss])
+    if not config.group_weights:
+        return loss
+    return GroupWeighted(loss, [config.group_weights.get(group, 1.0) for group in profile.groups])
 
 
 def _discrepancy(config: TrainConfig, profile: ClassProfile) -> DiscrepancyLoss:

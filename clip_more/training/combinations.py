@@ -3,6 +3,7 @@
 from typing import Any
 
 from clip_more.config import LOSSES_OF_ONE_LABEL, ConfigError
+from clip_more.data.profile import GROUPS
 
 _DB = ("db", "db_focal")
 # Losses that already stand up for rare classes.
@@ -34,6 +35,7 @@ def _get(config: Any, key: str) -> Any:
         "task": "multi_label",
         "loss": "bce",
         "loss_reduction": "sum",
+        "group_weights": {},
         "sampler": "instance",
         "sampler_exponent": 0.0,
         "head": "prompts",
@@ -64,10 +66,30 @@ def _refuse_losses(config: Any) -> None:
             f"loss: {loss} is one softmax over the classes and takes exactly one label a photo; choose bce, asl, "
             "focal, cb_bce, db or db_focal, or set task: single_label if every photo has one label"
         )
+    if _get(config, "group_weights"):
+        _refuse_group_weights(config, loss)
     if _get(config, "text_classes") is not None and loss not in _SAMPLED_LOSSES:
         raise ConfigError(
             f"text_classes trains on a sample of the classes, and loss: {loss} needs them all, for its softmax or its "
             f"weights; choose loss: {', '.join(_SAMPLED_LOSSES)}, or leave text_classes out"
+        )
+
+
+def _refuse_group_weights(config: Any, loss: str) -> None:
+    if strange := sorted(set(_get(config, "group_weights")) - set(GROUPS)):
+        raise ConfigError(f"group_weights names {strange[0]!r}, which is no group; groups: {', '.join(GROUPS)}")
+    if loss in LOSSES_OF_ONE_LABEL:
+        raise ConfigError(
+            f"group_weights weighs the terms of classes, and loss: {loss} is one softmax over all of them; leave it "
+            "out, or choose cb_ce, which weighs photos by their class"
+        )
+    if loss in _DB:
+        raise ConfigError(
+            f"loss: {loss} weighs labels by each other already; leave group_weights out, or set loss: bce"
+        )
+    if _get(config, "text_classes") is not None or _get(config, "loss_reduction") == "mean":
+        raise ConfigError(
+            "group_weights needs the sum over all classes; leave text_classes out, and loss_reduction at sum"
         )
 
 
