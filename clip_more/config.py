@@ -114,6 +114,11 @@ class DataConfig:
         "digits_mlt, digits_lt: data_seed draws which digits are common, and all scenes; without it zero is the most "
         "common digit, nine the rarest.",
     )
+    shuffle_digits: bool = _key(
+        False,
+        "digits_mlt, digits_lt: data_seed draws which handwritten digits train and test show; without it they are the "
+        "same whatever data_seed is.",
+    )
 
 
 @dataclass(kw_only=True)

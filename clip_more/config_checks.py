@@ -55,6 +55,13 @@ def check_method(config: TrainConfig) -> None:
     _check_text(config)
     if config.weight_decay_to == "start" and config.distribution == "deepspeed":
         raise ConfigError("weight_decay_to: start is not for DeepSpeed, which has weights of its own; use fsdp2")
+    if config.weight_decay_to == "start" and config.decay_all:
+        raise ConfigError("decay_all decays the head to zero, which has no start to be pulled to; leave it out")
+    if config.weight_decay_to == "start" and config.lr * config.weight_decay >= 1:
+        raise ConfigError(
+            f"weight_decay_to: start moves weights by lr * weight_decay of the way, and that is "
+            f"{config.lr * config.weight_decay:g}; it must be below 1"
+        )
     if config.tuning != "more" and config.discrepancy_pair == "tail":
         return
     if config.amplitude_ratio is not None:

@@ -4,9 +4,10 @@ python eval/ablate.py eval/sweeps/strength.yaml                # goes on where i
 python eval/ablate.py eval/sweeps/*.yaml --seeds 1 --jobs 2
 python eval/ablate.py eval/sweeps/strength.yaml --table        # run nothing: table and figures of what is there
 
-Lines go to docs/evidence/<sweep>.jsonl, and from them come <sweep>.results.json, <sweep>.md and figures beside them. A
-run whose line is there, in the file of any sweep, is not run again, even where its folder is gone. How a sweep is
-written: eval/ablate_sweep.py.
+Lines go to docs/evidence/<sweep>.jsonl, and from them come <sweep>.results.json and <sweep>.md beside them, and figures
+in <out>/figures. --table only reads lines, and so may look on while another process adds them. A run whose line is
+there, in the file of any sweep, is not run again, even where its folder is gone. How a sweep is written:
+eval/ablate_sweep.py.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     stopped, tables = False, {}
     failed: list[Record] = []
+    figures = options.figures or options.out / "figures"
     try:
         sweeps = [read_sweep(path) for path in options.sweeps]
         if options.seeds:
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{sweep.name}: {len(left)} of {len(own)} runs to do", flush=True)
                 stopped = _run(left, len(own), options, failed)
         for sweep in sweeps:
-            if (text := _conclude(sweep, [run for run in every if run.sweep is sweep])) is not None:
+            if (text := _conclude(sweep, [run for run in every if run.sweep is sweep], figures)) is not None:
                 tables[sweep.name] = text
                 print(f"\n{sweep.name}\n\n{text}")
         if options.write:
@@ -78,6 +80,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("sweeps", nargs="+", type=Path, metavar="SWEEP.yaml", help="see eval/sweeps")
     parser.add_argument("--out", type=Path, default=Path("runs/ablate"), help="folder of runs (default: %(default)s)")
     parser.add_argument("--evidence", type=Path, default=Path("docs/evidence"), help="of lines (default: %(default)s)")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="of figures (default: figures in that of --out)")
     parser.add_argument("--seeds", type=int, help="seeds 0, 1, ... in place of the sweep's")
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="run these alone")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each (default: %(default)s)")
@@ -109,8 +112,8 @@ def _run(left: list[Planned], chosen: int, options: argparse.Namespace, failed: 
     return run_shown([run.job for run in left], chosen, options.jobs, keep)
 
 
-def _conclude(sweep: Sweep, runs: list[Planned]) -> str | None:
-    """Statistics, table and figures of a sweep's lines; the table."""
+def _conclude(sweep: Sweep, runs: list[Planned], figures: Path) -> str | None:
+    """Statistics, tables and figures of a sweep's lines; the tables, None where there is nothing to compare yet."""
     heads = {name: run.head for run in runs for name in run.names}
     every, evidence = read_lines(runs[0].file), runs[0].file.parent
     lines = [line for line in every if line["arm"] in heads and not differing(line, heads[line["arm"]])]
@@ -118,21 +121,24 @@ def _conclude(sweep: Sweep, runs: list[Planned]) -> str | None:
     if other := sorted({line["arm"] for line in every if line not in lines}):
         print(f"note: {runs[0].file} also has lines of other arms or settings, left out: {', '.join(other)}")
     if not any(line["arm"] == sweep.base for line in lines):
-        print(f"{sweep.name}: nothing to compare, as there is no line of {sweep.base}")
+        missing = f"line of its base {sweep.base!r}" if lines else "line"
+        print(f"\n{sweep.name}: no table, as there is no {missing} in {runs[0].file} yet")
         return None
+    from ablate_contrasts import contrast_table, contrasts
     from ablate_stats import summarise
 
-    summary = summarise(lines, sweep.base)
-    text = summary.table()
+    summary, compared = summarise(lines, sweep.base), contrasts(lines, sweep.contrasts)
+    text = "\n\n".join(filter(None, (summary.table(), contrast_table(compared, summary))))
     about = {"sweep": sweep.name, "bed": sweep.bed, "judged_on": sweep.judged_on, "base": sweep.base}
-    found = json.dumps(about | summary.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
+    everything = about | summary.to_dict() | {"contrasts": [one.to_dict() for one in compared]}
+    found = json.dumps(everything, indent=1, allow_nan=False, ensure_ascii=False)
     for suffix, content in ((".results.json", found), (".md", text)):
         with written_aside(evidence / f"{sweep.name}{suffix}") as aside:
             aside.write_text(content.rstrip("\n") + "\n", encoding="utf-8")
     try:
         from ablate_figures import draw
 
-        for path in draw(sweep.name, lines, sweep.base, evidence):
+        for path in draw(sweep.name, lines, sweep.base, figures):
             print(f"figure: {path}")
     except (ImportError, ValueError) as error:  # no reason to lose the tables
         print(f"no figure of {sweep.name}: {error}")

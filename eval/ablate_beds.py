@@ -15,8 +15,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ablate_settings import settings_of
 from ablate_sweep import Sweep, folder_name
-from ablate_voc import TEST_LIST, TRAIN_LIST, draw_voc
+from ablate_voc import TEST_LIST, TRAIN_LIST, VALIDATION, draw_voc
 from clip_more.config import ConfigError, DataConfig, TrainConfig
 from clip_more.lock import held, is_held
 from clip_more.recipe import load_config
@@ -63,12 +64,14 @@ class Arm:
     Attributes:
         config: Of the run; its photos need not be there yet.
         values: Keys in which it differs from the sweep's recipe.
+        settings: `ablate_settings.settings_of` its config.
         photos: The config that names its photos, to prepare them into `config.data_root`.
         seconds: About what it takes.
     """
 
     config: TrainConfig
     values: dict[str, Any]
+    settings: str
     photos: TrainConfig
     seconds: float
 
@@ -105,6 +108,7 @@ def make_arm(sweep: Sweep, name: str, seed: int, out: Path, data_root: str | Non
         **SHARED,
         **given,
         **({"model": str(start_folder(out)), "img_ids": str(_voc_ids(out, sweep.judged_on, seed))} if bed.voc else {}),
+        **(_fewer_photos(photos) if bed.voc and sweep.judged_on == "validation" else {}),
         **keys,
         **dict.fromkeys(LIST_KEYS),
         "dataset": "prepared",
@@ -117,7 +121,18 @@ def make_arm(sweep: Sweep, name: str, seed: int, out: Path, data_root: str | Non
     }
     config = _load(sweep, name, run)
     values = {key: value for key in keys if (value := getattr(photos, key)) != getattr(base, key)}
-    return Arm(config, values, photos, bed.seconds[config.tuning == "more"] * config.epochs)
+    shared = replace(config, model="common start") if config.model == str(start_folder(out)) else config
+    seconds = bed.seconds[config.tuning == "more"] * config.epochs
+    return Arm(config, values, settings_of(shared), photos, seconds)
+
+
+def _fewer_photos(photos: TrainConfig) -> dict[str, Any]:
+    """Bounds of the groups while training on what is not held out.
+
+    Groups to judge by are those of the whole subset; what a run does by group (`tail_learns`, `group_weights`) goes by
+    the counts of its own photos, a quarter fewer, and so must the bounds for both to be the same classes.
+    """
+    return {key: round((1 - VALIDATION) * getattr(photos, key)) for key in ("head_min", "tail_max")}
 
 
 def _load(sweep: Sweep, arm: str | None, values: dict[str, Any]) -> TrainConfig:

@@ -57,7 +57,8 @@ def plan(sweeps: Sequence[Sweep], out: Path, evidence: Path, data_root: str | No
             for name in sweep.arms:
                 arm = make_arm(sweep, name, seed, out, data_root)
                 head = {"sweep": sweep.name, "bed": sweep.bed, "judged_on": sweep.judged_on, "recipe": sweep.recipe,
-                        "arm": name, "seed": seed, "values": arm.values, "commit": commit}  # fmt: skip
+                        "arm": name, "seed": seed, "values": arm.values, "settings": arm.settings,
+                        "commit": commit}  # fmt: skip
                 derived = sweep.derived(name)
                 recorder = Recorder(head, arm.config, derived, groups_file(sweep, seed, out))
                 job = Job(arm.config, seconds=arm.seconds, after=recorder)
@@ -67,10 +68,14 @@ def plan(sweeps: Sequence[Sweep], out: Path, evidence: Path, data_root: str | No
 
 
 def _commit() -> str | None:
-    """Of the code that the runs are made with."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
+    """Of the code that the runs are made with; `+` behind it where the working tree is ahead of it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parents[1]), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    commit = git("rev-parse", "--short", "HEAD")
+    return f"{commit}+" if commit and git("status", "--porcelain", "--", "clip_more", "eval") else commit or None
 
 
 def settle(planned: list[Planned], *, again: bool, table: bool) -> None:

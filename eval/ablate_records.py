@@ -36,7 +36,7 @@ class Recorder:
     """Makes the lines of one run when it has ended, and then removes what is large.
 
     Attributes:
-        head: What the lines say of their run: sweep, bed, judged_on, recipe, arm, seed, values, commit.
+        head: What the lines say of their run: sweep, bed, judged_on, recipe, arm, seed, values, settings, commit.
         config: Of the run.
         derived: Names of further lines to ("beta" or "alpha", value).
         profile: File with the class profile that groups come from; the run's own train photos without it.
@@ -220,14 +220,14 @@ def _rounded(ap: np.ndarray) -> list[float | None]:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """All whole lines of a file; the last one of an arm and a seed counts."""
+    """All whole lines of a file, which may be growing; the last one of an arm and a seed counts."""
     found: dict[tuple[str, int], Line] = {}
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             line = json.loads(text)
             found[line["arm"], line["seed"]] = line
         except (ValueError, TypeError, KeyError):
-            continue  # half a line, which a kill left
+            continue  # half a line: a kill left it, or it is being written
     return list(found.values())
 
 
@@ -254,8 +254,11 @@ def differing(line: Line, head: Line) -> list[str]:
              if line.get(key) != head[key]]  # fmt: skip
     before, now = line.get("values", {}), head["values"]
     keys = dict.fromkeys([*before, *now])
-    return parts + [
+    parts += [
         f"{key}: {before.get(key, 'as the recipe')!r} there, {now.get(key, 'as the recipe')!r} now"
         for key in keys
         if (key in before) != (key in now) or before.get(key) != now.get(key)
     ]
+    if not parts and line.get("settings") != head["settings"]:
+        parts.append("settings: the recipe, or defaults of keys, have changed since")
+    return parts

@@ -107,8 +107,8 @@ class Summary:
         rows = []
         for name, arm in self.arms.items():
             means = [spread([100 * value for value in arm.figures[column].values()]) for column in shown]
-            gains = [_gain(arm.differences[column], base=arm.against is None) for column in differences]
-            cost = "1" if arm.against is None else NOT_APPLICABLE if arm.cost is None else f"{arm.cost:.2f}"
+            gains = [shown_gain(arm.differences[column], base=arm.against is None) for column in differences]
+            cost = "1" if arm.against is None else NOT_APPLICABLE if arm.cost is None else f"{arm.cost:.1f}"
             rows.append([self._label(name, arm), *means, *gains, cost])
         head = ["arm", *shown, *(f"\N{GREEK CAPITAL LETTER DELTA} {column}" for column in differences), "cost"]
         return f"{_markdown(head, rows)}\n\n{self._reading()}"
@@ -132,7 +132,8 @@ class Summary:
             bold = "what another seed would change is not in it"
         return (
             f"{many}, x 100, on {self.judged_on} photos. \N{GREEK CAPITAL LETTER DELTA}: difference to `{self.base}` "
-            f"seed by seed, with its 95 % interval over {over}; {bold}. Cost: seconds of training over the base's."
+            f"seed by seed, with its 95 % interval over {over}; {bold}. Cost: seconds of "
+            "training, those of the CPU where there is no GPU, over the base's; they vary by some 10 %."
         )
 
 
@@ -153,7 +154,7 @@ def summarise(lines: Iterable[Line], base: str) -> Summary:
         ValueError: There is no finished run of `base`, an arm has two different lines of a seed, or lines are of
             several sweeps.
     """
-    arms = _by_arm(lines)
+    arms = by_arm(lines)
     if base not in arms:
         raise ValueError(f"no finished run of the base {base!r}; finished arms: {', '.join(arms) or 'none'}")
     first = next(iter(arms[base].values()))
@@ -170,7 +171,12 @@ def varied(line: Line) -> dict[str, Any]:
     return {**line["values"], **{key: line[key] for key in MIXED if key in line}}
 
 
-def _by_arm(lines: Iterable[Line]) -> dict[str, dict[int, Line]]:
+def by_arm(lines: Iterable[Line]) -> dict[str, dict[int, Line]]:
+    """Lines by arm and, in order, seed.
+
+    Raises:
+        ValueError: As `summarise`.
+    """
     arms: dict[str, dict[int, Line]] = {}
     of = None
     for line in lines:
@@ -201,16 +207,21 @@ def _arm(values: Mapping[str, Any], own: Mapping[int, Line], against: str, other
     if name == against:
         return Arm(values, None, tuple(seeds), figures)
     pairs = [(own[seed], other[seed]) for seed in common]
-    seconds = [(a["seconds"], b["seconds"]) for a, b in pairs if a.get("seconds") and b.get("seconds")]
-    cost = sum(a for a, _ in seconds) / sum(b for _, b in seconds) if seconds else None
-    return Arm(values, against, tuple(seeds), figures, _differences(pairs), cost)
+    return Arm(values, against, tuple(seeds), figures, paired_differences(pairs), cost_ratio(pairs))
 
 
 def _measured(line: Line) -> dict[str, float | None]:
     return {column: line["map"].get(column) for column in COLUMNS}
 
 
-def _differences(pairs: Sequence[tuple[Line, Line]]) -> dict[str, Difference | None]:
+def cost_ratio(pairs: Sequence[tuple[Line, Line]]) -> float | None:
+    """Seconds of the first lines over those of the second."""
+    seconds = [(a["seconds"], b["seconds"]) for a, b in pairs if a.get("seconds") and b.get("seconds")]
+    return sum(a for a, _ in seconds) / sum(b for _, b in seconds) if seconds else None
+
+
+def paired_differences(pairs: Sequence[tuple[Line, Line]]) -> dict[str, Difference | None]:
+    """First less second of each pair, which are of one seed: column to difference, None where no pair has both."""
     drawn = [_resampled(a) - _resampled(b) for a, b in pairs]
     photos = {line.get("test_photos") for pair in pairs for line in pair}
     found: dict[str, Difference | None] = {}
@@ -237,7 +248,8 @@ def _resampled(line: Line) -> np.ndarray:
     return np.array(rows, dtype=float) / SCALE
 
 
-def _gain(difference: Difference | None, *, base: bool) -> str:
+def shown_gain(difference: Difference | None, *, base: bool = False) -> str:
+    """x 100, with its interval, bold where it is clear; nothing of a base."""
     if difference is None:
         return "" if base else NOT_APPLICABLE
     text = f"{100 * difference.mean:+.2f}"

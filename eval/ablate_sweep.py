@@ -14,6 +14,7 @@ grid: {from: more, rho: [0.05, 0.1]}   # every combination is an arm, here "more
 steps_times: {long: 2}         # arms that get so many times the steps
 mix: {more: [0, 0.5]}          # arms also judged at W_g + beta B A, as "more beta=0.5"
 wise: {bce: [0.5]}             # arms also judged between the untouched CLIP and theirs, as "bce alpha=0.5"
+contrasts: {more: ["bce alpha=0.5"]}   # arms that are also compared with others than the base, in a second table
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from clip_more.recipe import read_yaml
 
 JUDGED_ON = ("validation", "test")
 _KEYS = {
-    "name", "bed", "recipe", "judged_on", "seeds", "set", "base", "arms", "grid", "steps_times", "mix", "wise"
+    "name", "bed", "recipe", "judged_on", "seeds", "set", "base", "arms", "grid", "steps_times", "mix", "wise",
+    "contrasts",
 }  # fmt: skip
 _NEEDED = ("name", "bed", "recipe", "judged_on", "seeds", "base", "arms")
 # What the runner sets, alike for all arms of a seed.
@@ -55,6 +57,7 @@ class Sweep:
         times: Arm to the factor on its steps.
         mix: Arm to the betas that its low-rank part is also judged with.
         wise: Arm to the alphas between the untouched CLIP and it that are also judged.
+        contrasts: Pairs of names of lines: an arm, and another that it is compared with besides the base.
     """
 
     path: Path
@@ -68,6 +71,7 @@ class Sweep:
     times: dict[str, float] = field(default_factory=dict)
     mix: dict[str, tuple[float, ...]] = field(default_factory=dict)
     wise: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    contrasts: tuple[tuple[str, str], ...] = ()
 
     def derived(self, arm: str) -> dict[str, tuple[str, float]]:
         """Lines that an arm gets besides its own: name to ("beta" or "alpha", value)."""
@@ -107,8 +111,9 @@ def read_sweep(path: Path) -> Sweep:
     )  # fmt: skip
     if wrong := [arm for arm, points in sweep.wise.items() if not all(0 <= point <= 1 for point in points)]:
         raise ConfigError(f"{path}: wise of {wrong[0]!r} lies between 0 (untouched) and 1 (fine-tuned)")
-    _check_names(path, [*arms, *(name for arm in arms for name in sweep.derived(arm))])
-    return sweep
+    names = [*arms, *(name for arm in arms for name in sweep.derived(arm))]
+    _check_names(path, names)
+    return replace(sweep, contrasts=_contrasts(path, values.get("contrasts") or {}, names))
 
 
 def folder_name(arm: str) -> str:
@@ -189,6 +194,20 @@ def _of_arms(path: Path, key: str, values: Mapping[str, Any], arms: Mapping[str,
             raise ConfigError(f"{path}, {key}: of {arm!r} {what} is needed, not {value!r}")
         found[arm] = tuple(float(number) for number in numbers)
     return found
+
+
+def _contrasts(path: Path, value: Any, names: list[str]) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for arm, others in _mapping(path, "contrasts", value).items():
+        if not isinstance(others, list) or not others:
+            raise ConfigError(f"{path}, contrasts: of {arm!r} a list of arms is needed, not {others!r}")
+        pairs += [(arm, other) for other in others]
+    for pair in pairs:
+        if unknown := [name for name in pair if name not in names]:
+            raise ConfigError(f"{path}, contrasts: {unknown[0]!r} is no arm; arms: {', '.join(names)}")
+        if pair[0] == pair[1]:
+            raise ConfigError(f"{path}, contrasts: {pair[0]!r} is compared with itself; name another arm")
+    return tuple(dict.fromkeys(pairs))
 
 
 def _check_names(path: Path, names: list[str]) -> None:

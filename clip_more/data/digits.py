@@ -32,15 +32,16 @@ def read_digits(
     scenes: int | None = None,
     most: int = MAX_DIGITS,
     shuffle: bool = False,
+    cut: int | None = None,
 ) -> datasets.Dataset:
     """Draw one split of `digits_mlt`: scenes of one to four digits of different classes, in the common form.
 
     With `most=1` it is `digits_lt`: one digit a scene, for single-label methods.
 
     The 1,797 source digits are real (8 x 8 pixels each) and cut into three parts, class by class, for `pretrain`,
-    `train` and `test`: none of the three shows a digit that another shows. That cut does not depend on `seed`, so a
-    CLIP pretrained on one seed has not seen the test digits of another. `val`, to choose settings on, shows the digits
-    of `pretrain`: a CLIP pretrained here knows them, though not in this look.
+    `train` and `test`: none of the three shows a digit that another shows. The cut does not depend on `seed`, and the
+    part of `pretrain` on nothing at all, so a CLIP pretrained here has not seen the digits of `train` and `test`.
+    `val`, to choose settings on, shows those of `pretrain`, which such a CLIP knows, though not in this look.
 
     `train` is long-tailed: class c has `largest * imbalance^(-c / 9)` positives, zero the head and nine the tail.
     Classes are put into scenes independently of each other, so most scenes of a tail class also show a head class, as
@@ -57,6 +58,7 @@ def read_digits(
         scenes: all but train: how many; 6,000 of pretrain and 1,000 of test and val without it.
         most: digits of a scene, at most: 1 or 4.
         shuffle: train: which class is the most common, the second and so on is drawn by `seed`.
+        cut: draws which of the digits that are not `pretrain`'s are `train`'s and which `test`'s; one cut without it.
 
     Raises:
         ValueError: an argument is out of range; the text says which.
@@ -77,18 +79,22 @@ def read_digits(
         labels = _long_tailed_labels(largest, imbalance, most, rng, order)
     else:
         labels = _balanced_labels(_BALANCED_SCENES[split] if scenes is None else scenes, most, rng)
-    pictures, pools = source_digits(split)
+    pictures, pools = source_digits(split, cut)
     images = [_png(_scene([pictures[rng.choice(pools[c])] for c in row], split, size, rng)) for row in labels]
     return make_dataset(images, labels, DIGIT_CLASSES, image_ids=[f"{split}_{row:05d}" for row in range(len(images))])
 
 
-def source_digits(split: str) -> tuple[np.ndarray, list[np.ndarray]]:
+def source_digits(split: str, cut: int | None = None) -> tuple[np.ndarray, list[np.ndarray]]:
     """The source digits, `(1797, 8, 8)` in 0..1, and for each of the ten classes the rows that belong to `split`."""
     pictures, classes = _load_digits()
     part = PARTS.index("pretrain" if split == "val" else split)
     rng = np.random.default_rng(0)
     shuffled = [rng.permutation(np.flatnonzero(classes == c)) for c in range(len(DIGIT_CLASSES))]
-    return pictures, [rows[part :: len(PARTS)] for rows in shuffled]
+    parts = [[rows[start :: len(PARTS)] for start in range(len(PARTS))] for rows in shuffled]
+    if cut is not None and part:
+        rng = np.random.default_rng([cut, len(PARTS)])
+        parts = [[own[0], *np.array_split(rng.permutation(np.concatenate(own[1:])), 2)] for own in parts]
+    return pictures, [own[part] for own in parts]
 
 
 @functools.cache

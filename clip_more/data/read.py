@@ -227,8 +227,11 @@ def _drawn_digits(config: TrainConfig, most: int) -> Splits:
     if config.test_split not in ("test", "val"):
         raise ConfigError(f"{config.dataset} has no split {config.test_split!r}; set test_split to test or val")
     seed = config.data_seed if config.shuffle_classes else 0
-    train = read_digits("train", seed=seed, imbalance=config.imbalance, most=most, shuffle=config.shuffle_classes)
-    return train, read_digits(config.test_split, seed=seed, most=most)
+    cut = config.data_seed if config.shuffle_digits else None
+    train = read_digits(
+        "train", seed=seed, imbalance=config.imbalance, most=most, shuffle=config.shuffle_classes, cut=cut
+    )
+    return train, read_digits(config.test_split, seed=seed, most=most, cut=cut)
 
 
 def _chosen(splits: dict[str, datasets.Dataset], config: TrainConfig, where: str) -> Splits:

@@ -12,15 +12,10 @@ class GroupWeighted(nn.Module):
     Args:
         base_loss: (logits, targets, known) -> scalar, one sigmoid a class, summed over classes.
         weights: Of each class; 0 leaves it out.
-
-    Raises:
-        ValueError: A weight is below 0.
     """
 
     def __init__(self, base_loss: nn.Module, weights: Sequence[float]) -> None:
         super().__init__()
-        if any(weight < 0 for weight in weights):
-            raise ValueError(f"weights of groups must be 0 or more, not {min(weights)}")
         self.base_loss = base_loss
         self.weights: Tensor
         self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32), persistent=False)

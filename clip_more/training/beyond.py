@@ -73,7 +73,9 @@ def check_beyond(config: TrainConfig, classifier: AnyClassifier, profile: ClassP
 
 
 def _check_routing(config: TrainConfig, classifier: AnyClassifier, profile: ClassProfile) -> None:
-    if not learnt_by_tail(config, profile).any():
+    weights = config.group_weights
+    weighed = torch.tensor([weights.get(group, 1.0) > 0 for group in profile.groups])
+    if not (learnt_by_tail(config, profile) & weighed).any():
         raise ConfigError(f"tail_learns: {config.tail_learns} leaves no class to learn from; leave it out")
     others = {
         f"loss: {config.loss}": config.loss in LOSSES_OF_ONE_LABEL,
@@ -83,6 +85,8 @@ def _check_routing(config: TrainConfig, classifier: AnyClassifier, profile: Clas
         "amplitude_ratio": config.amplitude_ratio is not None,
         "mixed_precision: fp16": config.mixed_precision == "fp16",
         "gradient_checkpointing": config.gradient_checkpointing,
+        f"distribution: {config.distribution}": config.distribution not in (None, "one"),
+        "loss_reduction: mean": config.loss_reduction == "mean",
         "accumulation": config.accumulation > 1 and config.text_tower == "train" and config.tail_towers != "vision",
     }
     if clash := [key for key, is_set in others.items() if is_set]:
@@ -167,12 +171,12 @@ class BeyondTask(LongTailTask):
                 losses = super().forward(batch, alpha, last=last, fresh=fresh)
         if last:
             self._group = None
+        if self.orthogonality:
+            losses["loss"] = losses["loss"] + self.orthogonality * shared_directions(self.classifier)
         if self.routed is not None and self.learnt is not None and torch.is_grad_enabled():
             known = batch["known"] & self.learnt
             loss = self.base_loss(losses["logits"], batch["targets"], known)
             self.routed.take(loss + losses["loss"] - losses["base"])
-        if self.orthogonality:
-            losses["loss"] = losses["loss"] + self.orthogonality * shared_directions(self.classifier)
         return losses
 
     def train(self, mode: bool = True) -> BeyondTask:

@@ -129,7 +129,7 @@ def parameter_groups(config: TrainConfig, task: LongTailTask) -> list[dict[str, 
         "towers_no_decay": {
             "params": [],
             "peak_lr": config.lr,
-            **(decay if config.decay_all else {"weight_decay": 0.0}),
+            "weight_decay": config.weight_decay if config.decay_all else 0.0,
         },
         "tail": {"params": [], "peak_lr": lr_tail, "weight_decay": config.weight_decay_tail},
         "head": {

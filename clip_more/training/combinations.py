@@ -1,5 +1,6 @@
 """Keys that are each right and do not go together: what cannot help is refused, what is doubtful is said."""
 
+import math
 from typing import Any
 
 from clip_more.config import LOSSES_OF_ONE_LABEL, ConfigError
@@ -78,6 +79,9 @@ def _refuse_losses(config: Any) -> None:
 def _refuse_group_weights(config: Any, loss: str) -> None:
     if strange := sorted(set(_get(config, "group_weights")) - set(GROUPS)):
         raise ConfigError(f"group_weights names {strange[0]!r}, which is no group; groups: {', '.join(GROUPS)}")
+    weights = [_get(config, "group_weights").get(group, 1.0) for group in GROUPS]
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise ConfigError(f"group_weights is {_get(config, 'group_weights')}; weights are 0 or more, and not all 0")
     if loss in LOSSES_OF_ONE_LABEL:
         raise ConfigError(
             f"group_weights weighs the terms of classes, and loss: {loss} is one softmax over all of them; leave it "
@@ -178,6 +182,11 @@ def _twice(config: Any) -> list[str]:
         found.append(
             f"sampler: {sampler} and loss: {loss} both make up for rare classes, which corrects twice; set sampler: "
             "instance, or a loss without class counts (bce, asl, focal; ce, focal_ce)"
+        )
+    if _get(config, "group_weights").get("tail", 1.0) > 1 and (balanced_draws or loss in BALANCED_LOSSES):
+        other = f"sampler: {sampler}" if balanced_draws else f"loss: {loss}"
+        found.append(
+            f"group_weights make the tail heavier, and so does {other}, which corrects twice; leave one of them out"
         )
     return found
 

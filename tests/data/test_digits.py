@@ -155,3 +155,13 @@ def test_shuffled_classes_keep_the_counts_and_another_seed_has_another_order():
         orders.append(drawn.tolist())
     assert orders[0] != orders[1]
     assert orders[0] != counts
+
+
+def test_another_cut_draws_train_and_test_anew_and_leaves_pretrain_alone():
+    kept = {split: np.concatenate(source_digits(split)[1]) for split in PARTS}
+    drawn = {split: np.concatenate(source_digits(split, cut=1)[1]) for split in PARTS}
+    assert (drawn["pretrain"] == kept["pretrain"]).all()
+    assert not set(drawn["train"]) & set(drawn["test"])
+    assert set(drawn["train"]) | set(drawn["test"]) == set(kept["train"]) | set(kept["test"])
+    assert 0.3 < len(set(drawn["test"]) & set(kept["test"])) / len(kept["test"]) < 0.7
+    assert set(drawn["test"]) != set(np.concatenate(source_digits("test", cut=2)[1]))

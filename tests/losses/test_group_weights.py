@@ -5,7 +5,6 @@ import torch
 
 from clip_more.config import ConfigError
 from clip_more.data.profile import ClassProfile
-from clip_more.losses import GroupWeighted
 from clip_more.recipe import from_dict
 from clip_more.training.build import build_losses
 from clip_more.training.combinations import check_combination
@@ -43,8 +42,17 @@ def test_what_cannot_be_weighed_is_refused(keys, text):
         check_combination(config_of(**keys))
 
 
-def test_weights_are_numbers_of_0_or_more():
+def test_weights_are_numbers():
     with pytest.raises(ConfigError, match=r"group_weights is .*, but it must be a mapping to numbers"):
         config_of(group_weights={"tail": "x"})
-    with pytest.raises(ValueError, match="must be 0 or more"):
-        GroupWeighted(torch.nn.Identity(), [1.0, -1.0])
+
+
+@pytest.mark.parametrize("weights", [{"tail": -1.0}, {"tail": float("nan")}, {"head": 0, "medium": 0, "tail": 0}])
+def test_weights_that_say_nothing_are_refused(weights):
+    with pytest.raises(ConfigError, match="weights are 0 or more, and not all 0"):
+        check_combination(config_of(group_weights=weights))
+
+
+def test_a_tail_made_heavier_twice_is_noted():
+    (note,) = check_combination(config_of(group_weights={"tail": 3}, loss="cb_bce"))
+    assert "and so does loss: cb_bce, which corrects twice" in note

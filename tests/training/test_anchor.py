@@ -36,6 +36,15 @@ def test_without_a_gradient_of_its_own_the_distance_to_the_start_shrinks_by_a_fa
         torch.testing.assert_close(p - q, (1 - LR * PULL) ** 5 * away[name], msg=name)
 
 
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [({"decay_all": True}, "decay_all decays the head"), ({"lr": 0.2}, "lr . weight_decay of the way")],
+)
+def test_a_head_without_a_start_and_a_pull_beyond_it_are_refused(keys, text):
+    with pytest.raises(ConfigError, match=text):
+        TrainConfig(dataset="digits_mlt", weight_decay_to="start", weight_decay=5.0, **keys).check()
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_towards_zero_it_is_the_decay_of_adamw(fused):
     ours = nn.Linear(4, 3)
@@ -103,16 +112,14 @@ def test_shards_are_pulled_as_whole_weights_are(tmp_path):
         torch.testing.assert_close(sharded[name], whole[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("decay_all", [False, True])
-def test_the_towers_alone_are_pulled(decay_all):
-    keys = {"weight_decay": 0.4, "weight_decay_tail": 0.5, "decay_all": decay_all}
-    task, config = tiny_task(weight_decay_to="start", **keys)
+def test_matrices_of_the_towers_alone_are_pulled():
+    task, config = tiny_task(weight_decay_to="start", weight_decay=0.4, weight_decay_tail=0.5)
     found = {g["name"]: (g.get("pull", 0.0), g["weight_decay"]) for g in parameter_groups(config, task)}
     assert found == {
         "towers": (0.4, 0.0),
-        "towers_no_decay": (0.4 if decay_all else 0.0, 0.0),
+        "towers_no_decay": (0.0, 0.0),
         "tail": (0.0, 0.5),
-        "head": (0.0, 0.4 if decay_all else 0.0),
+        "head": (0.0, 0.0),
     }
 
 
