@@ -1,7 +1,9 @@
+import dataclasses
 import json
 import math
 import os
 import shutil
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from clip_more.config import ConfigError
+from clip_more.config import ConfigError, TrainConfig
 from clip_more.data.profile import ClassProfile
 from clip_more.evaluation.average_precision import average_precision
 from clip_more.evaluation.bootstrap import group_means, resampled_ap
@@ -88,6 +90,10 @@ def test_arms_come_from_others_and_a_grid_is_every_combination(read):
         ({"mix": {"asl": [1]}}, "mix: 'asl' is no arm"),
         ({"steps_times": {"bce": 0}}, "steps_times: of 'bce' a number above 0 is needed"),
         ({"arms": {"bce": {}, "a b": {}, "a_b": {}}}, "arms 'a b' and 'a_b' would share a folder"),
+        ({"contrasts": {"asl": ["bce"]}}, "contrasts: 'asl' is no arm; arms: bce, more"),
+        ({"contrasts": {"more": ["bce", "bce alpha=0.5"]}}, "contrasts: 'bce alpha=0.5' is no arm; arms: bce, more"),
+        ({"contrasts": {"more": "bce"}}, "contrasts: of 'more' a list of arms is needed, not 'bce'"),
+        ({"contrasts": {"more": ["more"]}}, "contrasts: 'more' is compared with itself"),
     ],
 )
 def test_what_a_sweep_may_not_say(read, changes, reason):
@@ -128,6 +134,81 @@ def test_more_steps_for_equal_compute(read, arm):
     assert arm(sweep, "more").config.epochs == 10
     assert arm(sweep, "more").values["epochs"] == 10
     assert arm(sweep, "bce").config.epochs == 4
+
+
+@pytest.fixture
+def own_recipe(tmp_path):
+    """A copy of a recipe, to be changed."""
+    from matrix_rows import RECIPES
+
+    return Path(shutil.copy(RECIPES / SWEEP["recipe"], tmp_path / "own.yaml"))
+
+
+def test_a_line_is_stale_when_recipe_or_defaults_have_changed_since(read, own_recipe, tmp_path, monkeypatch):
+    from ablate_plan import plan
+    from ablate_records import differing
+
+    def heads():
+        return [run.head for run in plan([read(recipe=str(own_recipe))], tmp_path / "out", tmp_path)]
+
+    before = heads()
+    assert before[0]["settings"] == before[2]["settings"] != before[1]["settings"]  # bce, seeds 0 and 1, and more
+    assert not any(differing(line, head) for line, head in zip(before, heads(), strict=True))
+    changed = ["settings: the recipe, or defaults of keys, have changed since"]
+    with monkeypatch.context() as patch:
+        patch.setitem(TrainConfig.__init__.__kwdefaults__, "momentum", 0.8)
+        assert differing(before[0], heads()[0]) == changed
+    own_recipe.write_text(own_recipe.read_text().replace("batch_size: 64", "batch_size: 32"))
+    assert differing(before[0], heads()[0]) == changed
+    assert differing({key: value for key, value in before[0].items() if key != "settings"}, before[0]) == changed
+
+
+def test_a_key_that_came_later_makes_no_line_stale_while_it_is_at_its_default():
+    from ablate_settings import settings_of
+
+    Later = dataclasses.make_dataclass("Later", [("new_key", int, 3)], bases=(TrainConfig,), kw_only=True)
+    before = settings_of(TrainConfig(lr=0.5))
+    assert settings_of(Later(lr=0.5)) == before != settings_of(TrainConfig())
+    assert settings_of(Later(lr=0.5, new_key=4)) != before
+    assert settings_of(TrainConfig(lr=0.5, seed=3, data_root="here", run="x", workers=5)) == before
+
+
+def test_groups_while_training_on_three_quarters_have_three_quarters_of_the_bounds(arm):
+    from ablate_sweep import Sweep
+
+    def bounds(config):
+        return config.head_min, config.tail_max
+
+    def made(judged_on, **keys):
+        recipe = "voc2012_lt_tiny/bce.yaml"
+        return arm(Sweep(Path("v.yaml"), "v", "voc2012_lt_tiny", recipe, judged_on, (3,), "a", {"a": keys}), "a", 3)
+
+    held_out, whole = made("validation"), made("test")
+    assert bounds(held_out.config) == (75, 15)
+    assert bounds(held_out.photos) == bounds(whole.config) == (100, 20)  # those of the groups to judge by
+    assert bounds(made("validation", tail_max=12).config) == (75, 12)
+
+
+def test_a_commit_says_when_the_code_is_ahead_of_it(tmp_path, monkeypatch):
+    import ablate_plan
+
+    def git(*arguments):
+        own = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", "-C", str(tmp_path), *own, *arguments], check=True, capture_output=True)
+
+    script = tmp_path / "eval" / "ablate_plan.py"
+    monkeypatch.setattr(ablate_plan, "__file__", str(script))
+    script.parent.mkdir()
+    script.touch()
+    assert ablate_plan._commit() is None
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "one")
+    (tmp_path / "notes.md").touch()
+    clean = ablate_plan._commit()
+    assert clean.isalnum()
+    script.write_text("changed")
+    assert ablate_plan._commit() == f"{clean}+"
 
 
 def test_drawn_classes_become_as_rare_as_wanted_and_others_lose_nothing_else():
@@ -225,7 +306,7 @@ def run(monkeypatch, tmp_path, capsys):
 
     def call(path, *arguments):
         folders = ("--out", str(tmp_path / "out"), "--evidence", str(tmp_path / "evidence"))
-        code = ablate.main([str(path), *folders, "--jobs", "1", *arguments])
+        code = ablate.main([*folders, "--jobs", "1", str(path), *arguments])
         return code, capsys.readouterr()
 
     def counted(config):
@@ -243,7 +324,9 @@ SHORT = {"seeds": 1, "set": {"max_steps": 2, "batch_size": 16, "imbalance": 30}}
 def test_from_a_sweep_to_lines_and_a_table_once(run, write, tmp_path):
     from ablate_records import read_lines
 
-    path = write(**SHORT, mix={"more": [0, 1]}, wise={"bce": [0, 1]})
+    path = write(
+        **SHORT, mix={"more": [0, 1]}, wise={"bce": [0, 1]}, contrasts={"more": ["bce alpha=0", "more beta=1"]}
+    )
     code, printed = run(path)
     assert code == 0, printed
     assert run.trained == ["bce-s0", "more-s0"]
@@ -259,7 +342,15 @@ def test_from_a_sweep_to_lines_and_a_table_once(run, write, tmp_path):
     assert lines["bce"]["steps"] == 2
     assert lines["bce"]["counts"] == lines["more"]["counts"]
     assert "| more beta=1 |" in printed.out
-    assert json.loads((tmp_path / "evidence" / "s.results.json").read_text())["base"] == "bce"
+    assert "| more less bce alpha=0 |" in printed.out
+    found = json.loads((tmp_path / "evidence" / "s.results.json").read_text())
+    assert found["base"] == "bce"
+    same = found["contrasts"][1]
+    assert (same["arm"], same["against"]) == ("more", "more beta=1")
+    assert abs(same["columns"]["medium"]["mean"]) < 1e-5
+    assert len({line["settings"] for line in lines.values()}) == 2
+    assert {path.suffix for path in (tmp_path / "evidence").iterdir()} == {".jsonl", ".json", ".md"}
+    assert list((tmp_path / "out" / "figures").glob("s_*.png"))
     left = {path.name for path in (tmp_path / "out" / "s" / "more-s0").iterdir()}
     assert not left & {"merged", "general", "tail", "checkpoints"}
 
@@ -287,6 +378,27 @@ def test_lines_of_other_settings_are_named_and_run_anew_only_when_told(run, writ
     (line,) = read_lines(tmp_path / "evidence" / "s.jsonl")
     assert line["values"]["lr"] == 0.001
     assert run.trained == ["bce-s0"] * 2
+
+
+def test_a_table_may_be_made_while_lines_are_added(run, write, tmp_path):
+    short = {**SHORT, "arms": {"bce": {}}}
+    file = tmp_path / "evidence" / "s.jsonl"
+    other = write(**short, name="t").rename(tmp_path / "t.yaml")
+    path = write(**short)
+    code, printed = run(path, str(other), "--table")
+    assert code == 0, printed
+    assert f"s: no table, as there is no line in {file} yet" in printed.out
+    assert not (tmp_path / "evidence").exists()
+    assert run(path)[0] == 0
+    with file.open("ab") as half:
+        half.write('{"arm": "weiß'.encode()[:-1])
+    written = file.read_bytes()
+    code, printed = run(path, str(other), "--table")
+    assert code == 0, printed
+    assert "| bce |" in printed.out
+    assert "t: no table" in printed.out
+    assert file.read_bytes() == written
+    assert not (tmp_path / "evidence" / "t.jsonl").exists()
 
 
 def test_a_new_mixture_of_a_finished_run_trains_it_again_and_adds_its_line(run, write, tmp_path):

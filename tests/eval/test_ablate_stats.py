@@ -191,6 +191,28 @@ def test_an_arm_is_compared_with_the_base_on_its_own_data(summarise):
     assert "| more 20 (against bce 20) |" in summarise(lines, "bce").table()
 
 
+def test_contrasts_are_paired_as_differences_to_the_base_are(summarise):
+    from ablate_contrasts import contrast_table, contrasts
+
+    rng = np.random.default_rng(4)
+    lines = [
+        line(arm, seed, rng.random(), rows=rng.random(50), seconds=seconds, values={"loss": arm})
+        for arm, seconds in (("bce", 10.0), ("a", 20.0), ("b", 13.0))
+        for seed in range(4)
+        if (arm, seed) != ("b", 0)
+    ]
+    summary, found = summarise(lines, "bce"), contrasts(lines, [("a", "b"), ("a", "bce"), ("a", "not run")])
+    assert [(one.arm, one.other, one.seeds) for one in found] == [("a", "b", (1, 2, 3)), ("a", "bce", (0, 1, 2, 3))]
+    assert found[0].differences == summarise(lines, "b").arms["a"].differences
+    assert found[1].differences == summary.arms["a"].differences
+    head, _, first, second, *_ = contrast_table(found, summary).splitlines()
+    assert head == "| arm less another | Δ total | Δ tail | Δ medium | Δ head | cost |"
+    assert first.startswith("| a less b (3 of 4 seeds) | ")
+    assert first.endswith(" | 1.5 |")
+    assert second.endswith(" | 2.0 |")
+    assert contrast_table([], summary) == ""
+
+
 def test_photos_are_judged_by_medium_and_tail_together_too(summarise):
     lines = [line(arm, 0, 0.5, bed="voc2012_lt_tiny") for arm in ("bce", "more")]
     assert "Δ total | Δ medium+tail | Δ tail | Δ head | cost" in summarise(lines, "bce").table()
