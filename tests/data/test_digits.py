@@ -5,7 +5,9 @@ from sklearn.datasets import load_digits
 from clip_more.data.digits import DIGIT_CLASSES, PARTS, read_digits, source_digits
 from clip_more.data.form import class_names, multi_hot
 from clip_more.data.photos import undecoded
+from clip_more.data.load import read_data
 from clip_more.data.profile import ClassProfile
+from clip_more.recipe import from_dict
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +167,10 @@ def test_another_cut_draws_train_and_test_anew_and_leaves_pretrain_alone():
     assert set(drawn["train"]) | set(drawn["test"]) == set(kept["train"]) | set(kept["test"])
     assert 0.3 < len(set(drawn["test"]) & set(kept["test"])) / len(kept["test"]) < 0.7
     assert set(drawn["test"]) != set(np.concatenate(source_digits("test", cut=2)[1]))
+
+
+def test_a_recipe_draws_classes_digits_and_the_judged_split_by_data_seed():
+    keys = {"dataset": "digits_mlt", "data_seed": 2, "shuffle_classes": True, "shuffle_digits": True}
+    data = read_data(from_dict({**keys, "test_split": "val"}, "test"))
+    assert pixels(data.train) == pixels(read_digits("train", seed=2, shuffle=True, cut=2))
+    assert pixels(data.test) == pixels(read_digits("val", seed=2, cut=2))
