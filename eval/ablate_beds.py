@@ -107,7 +107,7 @@ def make_arm(sweep: Sweep, name: str, seed: int, out: Path, data_root: str | Non
     run = {
         **SHARED,
         **given,
-        **({"model": str(start_folder(out)), "img_ids": str(_voc_ids(out, sweep.judged_on, seed))} if bed.voc else {}),
+        **({"model": str(start_folder(out)), "img_ids": _voc_ids(out, sweep.judged_on, seed)} if bed.voc else {}),
         **(_fewer_photos(photos) if bed.voc and sweep.judged_on == "validation" else {}),
         **keys,
         **dict.fromkeys(LIST_KEYS),
@@ -173,8 +173,9 @@ def _voc_lists(out: Path, data_root: str | None, judged_on: str) -> dict[str, An
     }
 
 
-def _voc_ids(out: Path, judged_on: str, seed: int) -> Path:
-    return _voc_folder(out) / f"{judged_on}-s{seed}.txt"
+def _voc_ids(out: Path, judged_on: str, seed: int) -> str:
+    """As a whole path: a relative one would be looked for in the photos' folder."""
+    return str((_voc_folder(out) / f"{judged_on}-s{seed}.txt").resolve())
 
 
 def start_folder(out: Path) -> Path:

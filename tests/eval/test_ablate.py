@@ -189,6 +189,14 @@ def test_groups_while_training_on_three_quarters_have_three_quarters_of_the_boun
     assert bounds(made("validation", tail_max=12).config) == (75, 12)
 
 
+def test_ids_of_photos_are_found_whatever_folder_the_runs_are_in():
+    from ablate_beds import make_arm
+    from ablate_sweep import Sweep
+
+    sweep = Sweep(Path("v.yaml"), "v", "voc2012_lt_tiny", "voc2012_lt_tiny/bce.yaml", "test", (3,), "a", {"a": {}})
+    assert Path(make_arm(sweep, "a", 3, Path("runs"), "photos").config.img_ids).is_absolute()
+
+
 def test_a_commit_says_when_the_code_is_ahead_of_it(tmp_path, monkeypatch):
     import ablate_plan
 
