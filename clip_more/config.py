@@ -331,6 +331,11 @@ class OptimiserConfig:
         "Where weight_decay pulls the towers: to zero, or to their weights before training (L2-SP).",
         choices=("zero", "start"),
     )
+    weight_decay_total: float | None = _key(
+        None,
+        "weight_decay_to: start: lr * weight_decay summed over the run, in place of weight_decay, so that the pull is "
+        "the same at any rate and length. At 2, weights that drift evenly go 43 % of their way.",
+    )
     weight_decay_tail: float = _key(0.0, "On A and B.")
     weight_decay_head: float = _key(0.0, "On the head.")
     decay_all: bool = _key(

@@ -57,7 +57,9 @@ def check_method(config: TrainConfig) -> None:
         raise ConfigError("weight_decay_to: start is not for DeepSpeed, which has weights of its own; use fsdp2")
     if config.weight_decay_to == "start" and config.decay_all:
         raise ConfigError("decay_all decays the head to zero, which has no start to be pulled to; leave it out")
-    if config.weight_decay_to == "start" and config.lr * config.weight_decay >= 1:
+    if config.weight_decay_total is not None and config.weight_decay_to == "zero":
+        raise ConfigError("weight_decay_total is about weight_decay_to: start; set that, or leave it out")
+    if config.weight_decay_to == "start" and config.weight_decay_total is None and config.lr * config.weight_decay >= 1:
         raise ConfigError(
             f"weight_decay_to: start moves weights by lr * weight_decay of the way, and that is "
             f"{config.lr * config.weight_decay:g}; it must be below 1"
@@ -160,11 +162,11 @@ def check_numbers(config: TrainConfig) -> None:
         ("1 or more", lambda v: v >= 1),
     )
     bounds |= dict.fromkeys(
-        ("lr", "lr_tail", "lr_head", "weight_decay", "weight_decay_tail", "clip_norm", "amplitude", "eval_every",
-         "checkpoint_every", "workers", "worker_timeout", "max_skipped", "sampler_unlabelled", "seed", "data_seed",
-         "bootstrap", "tail_max", "head_min",
-         "asl_gamma_positive", "asl_gamma_negative", "focal_gamma", "db_alpha", "db_beta", "db_mu", "db_init_bias",
-         "logit_tau", "ldam_margin", "feature_regularisation", "weight_decay_head"),
+        ("lr", "lr_tail", "lr_head", "weight_decay", "weight_decay_total", "weight_decay_tail", "weight_decay_head",
+         "clip_norm", "amplitude", "eval_every", "checkpoint_every", "workers", "worker_timeout", "max_skipped",
+         "sampler_unlabelled", "seed", "data_seed", "bootstrap", "tail_max", "head_min", "asl_gamma_positive",
+         "asl_gamma_negative", "focal_gamma", "db_alpha", "db_beta", "db_mu", "db_init_bias", "logit_tau",
+         "ldam_margin", "feature_regularisation"),
         ("0 or more", lambda v: v >= 0),
     )  # fmt: skip
     for name, number in config.to_dict().items():

@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from clip_more.config import ConfigError
+
+if TYPE_CHECKING:
+    from clip_more.training.schedule import Plan
+
+
+def spread_pull(optimizer: torch.optim.Optimizer, plan: Plan) -> None:
+    """Set the `pull` of an optimiser's groups such that lr * pull adds up to the recipe's `weight_decay_total`.
+
+    Raises:
+        ConfigError: A step would go beyond the start.
+    """
+    total = plan.config.weight_decay_total
+    if total is None:
+        return
+    if total >= plan.peak_steps:
+        raise ConfigError(
+            f"weight_decay_total is {total:g}, and the {plan.total} steps of this run are worth {plan.peak_steps:.3g} "
+            "at the peak learning rate; it must be below that"
+        )
+    for group in optimizer.param_groups:
+        if "pull" in group and group["peak_lr"]:
+            group["pull"] = total / (group["peak_lr"] * plan.peak_steps)
 
 
 def pull_to_start(optimizer: torch.optim.Optimizer) -> None:

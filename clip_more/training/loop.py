@@ -84,8 +84,6 @@ def _train(run: Run) -> None:
 def optimise(run: Run, task: LongTailTask) -> None:
     """The loop: from the last checkpoint, or from the start, to the last step; leaves the kept weights in `task`."""
     config, accelerator = run.config, run.accelerator
-    prepared = prepare(run, task)
-    wrapped, optimizer = prepared.wrapped, prepared.optimizer
     data = run.data
     plan = Plan.of(
         config,
@@ -94,6 +92,8 @@ def optimise(run: Run, task: LongTailTask) -> None:
         processes=accelerator.num_processes,
         validates=data.val is not None,
     )
+    prepared = prepare(run, task, plan)
+    wrapped, optimizer = prepared.wrapped, prepared.optimizer
     progress = Progress.at_start(run, prepared, plan)
     state = TrainingState(run, prepared, progress)
     _start(run, state, prepared.resumable)

@@ -16,11 +16,12 @@ from torch.distributed.tensor import DTensor
 from clip_more.config import ConfigError
 from clip_more.models.feature_heads import FeatureHead
 from clip_more.models.heads import PromptHead
-from clip_more.training.anchor import pull_to_start
+from clip_more.training.anchor import pull_to_start, spread_pull
 from clip_more.training.average import RunningAverage, batch_statistics
 from clip_more.training.build import make_optimiser
 from clip_more.training.processes import distribution
 from clip_more.training.run import Run
+from clip_more.training.schedule import Plan
 from clip_more.training.sharding import full_weights, is_sharded, load_full_weights, shard, shardable_copy
 from clip_more.training.strength import GradientRatio
 from clip_more.training.task import LongTailTask
@@ -101,7 +102,7 @@ class Prepared:
             self.task.to(self.device)
 
 
-def prepare(run: Run, task: LongTailTask) -> Prepared:
+def prepare(run: Run, task: LongTailTask, plan: Plan) -> Prepared:
     """Make the optimiser, and wrap or shard the task as the processes that came up share the work."""
     accelerator = run.accelerator
     kind = distribution(run.config, accelerator)
@@ -128,6 +129,7 @@ def prepare(run: Run, task: LongTailTask) -> Prepared:
             raise ConfigError("the recipe asks for shards (fsdp2), but the model is whole on every process")
         task.to("cpu")  # until it is judged
     if run.config.weight_decay_to == "start":  # before a checkpoint is read
+        spread_pull(optimizer.optimizer, plan)
         pull_to_start(optimizer.optimizer)
     average = RunningAverage(trained, run.config.ema_decay) if run.config.keep == "ema" else None
     strength = None

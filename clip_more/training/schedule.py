@@ -70,6 +70,11 @@ class Plan:
             validates=validates,
         )
 
+    @property
+    def peak_steps(self) -> float:
+        """Steps at the peak learning rate whose rates add up to those of the run."""
+        return sum(warmup_cosine(step, self.total, self.config.warmup) for step in range(self.total))
+
     def alpha(self, step: int) -> float:
         """Weight of L_MORE when `step` steps are done; its shape alone where `amplitude_ratio` sets the rest."""
         return alpha(step, self.total, self.amplitude, self.config.alpha_schedule)

@@ -4,8 +4,8 @@ from sklearn.datasets import load_digits
 
 from clip_more.data.digits import DIGIT_CLASSES, PARTS, read_digits, source_digits
 from clip_more.data.form import class_names, multi_hot
-from clip_more.data.photos import undecoded
 from clip_more.data.load import read_data
+from clip_more.data.photos import undecoded
 from clip_more.data.profile import ClassProfile
 from clip_more.recipe import from_dict
 

@@ -1,12 +1,14 @@
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from clip_more.config import ConfigError, TrainConfig
-from clip_more.training.anchor import pull_to_start
+from clip_more.training.anchor import pull_to_start, spread_pull
 from clip_more.training.build import parameter_groups
+from clip_more.training.schedule import Plan, warmup_cosine
 from clip_more.training.sharding import full_weights, shard, shardable_copy
 from tests.training.tiny_task import ALPHA, photos, tiny_task
 
@@ -121,6 +123,37 @@ def test_matrices_of_the_towers_alone_are_pulled():
         "tail": (0.0, 0.5),
         "head": (0.0, 0.0),
     }
+
+
+@pytest.mark.parametrize(("lr", "steps"), [(1e-3, 40), (3e-5, 700)])
+def test_a_total_pull_is_the_same_whatever_rate_and_length(lr, steps):
+    keys = {"weight_decay_to": "start", "weight_decay_total": 1.5, "lr": lr, "max_steps": steps, "warmup": 0.1}
+    task, config = tiny_task(**keys)
+    plan = Plan.of(config, photos=10, classes=3, processes=1, validates=False)
+    made = torch.optim.SGD(parameter_groups(config, task))
+    spread_pull(made, plan)
+    pull_to_start(made)
+    group = next(group for group in made.param_groups if group["name"] == "towers")
+    weight, others = group["params"][0], copy.deepcopy(group["params"][1:])
+    start = weight.detach().clone()
+    weight.grad = torch.ones_like(weight)  # drifts evenly: lr a step
+    free = 0.0
+    for step in range(steps):
+        group["lr"] = lr * warmup_cosine(step, steps, 0.1)
+        free += group["lr"]
+        made.step()
+    share = ((start - weight) / free).mean().item()
+    assert share == pytest.approx((1 - math.exp(-1.5)) / 1.5, rel=0.02)
+    assert all(torch.equal(a, b) for a, b in zip(group["params"][1:], others, strict=True))  # had no gradient
+
+
+def test_a_total_pull_beyond_the_start_or_to_zero_is_refused():
+    task, config = tiny_task(weight_decay_to="start", weight_decay_total=2.0, max_steps=2, warmup=0.0)
+    plan = Plan.of(config, photos=10, classes=3, processes=1, validates=False)
+    with pytest.raises(ConfigError, match=r"weight_decay_total is 2, and the 2 steps of this run are worth 1\.5"):
+        spread_pull(torch.optim.SGD(parameter_groups(config, task)), plan)
+    with pytest.raises(ConfigError, match="weight_decay_total is about weight_decay_to: start"):
+        TrainConfig(dataset="digits_mlt", weight_decay_total=2.0).check()
 
 
 def test_deepspeed_is_refused():
