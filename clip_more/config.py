@@ -255,26 +255,11 @@ class MethodConfig:
         "dropout.",
         choices=("tail", "dropout"),
     )
-    discrepancy_count_cap: int | None = _key(
-        None, "Train positives of a class count up to this many in its prior: classes above are kept out alike."
-    )
     tail_learns: str = _key(
         "all",
         "Classes whose base loss A and B learn from: all; rare, those that are not head; tail. W_g learns from all. "
         "(One more backward pass.)",
         choices=("all", "rare", "tail"),
-    )
-    tail_groups: int = _key(
-        0,
-        "Split the tail by rank into so many parts, one for each group of similar classes (those that are not head, by "
-        "their texts), each kept out of all classes but its own. 0: one tail.",
-    )
-    orthogonality: float = _key(0.0, "Weight of a penalty on directions that W_g and B A share.")
-    rank_allocation: str = _key(
-        "uniform",
-        "Ranks by rho alike in all layers, or by how much a layer matters to rare classes before training, at the same "
-        "number of weights.",
-        choices=("uniform", "importance"),
     )
     amplitude: float = _key(1.0, "Peak weight of L_MORE (A, or A' when normalised).")
     amplitude_ratio: float | None = _key(

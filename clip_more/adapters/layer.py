@@ -19,18 +19,17 @@ class TailLayer:
     Attributes:
         tail_enabled: Plain attribute read by `forward`; flipped by `clip_more.adapters.tail`. A context variable
             would not be seen by autograd's threads when activation checkpointing recomputes a block.
-        tail_off: Ranks that a pass with the tail off goes without; all of them where None.
     """
 
     tail_enabled: bool = True
-    tail_off: slice | None = None
     base_layer: Any
     lora_A: Any
     lora_B: Any
 
     def tail_weight(self) -> Tensor:
         """`B A`, shaped like the base weight, in fp32 or better even under autocast (bf16 would be off by 0.3 %)."""
-        a, b = self._factors()
+        (name,) = self.lora_A
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
         with torch.autocast(a.device.type, enabled=False):
             if a.dtype in (torch.float16, torch.bfloat16):
                 a, b = a.float(), b.float()
@@ -44,17 +43,7 @@ class TailLayer:
     @property
     def tail_is_on(self) -> bool:
         """Whether a forward pass uses the tail now."""
-        on = self.tail_enabled or self.tail_off is not None
-        return on and not self.disable_adapters and not self.merged  # type: ignore[attr-defined]
-
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        """A and B, or the ranks of them that a pass now uses."""
-        (name,) = self.lora_A
-        a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        if self.tail_enabled or self.tail_off is None:
-            return a, b
-        kept = slice(self.tail_off.start), slice(self.tail_off.stop, None)
-        return torch.cat([a[ranks] for ranks in kept]), torch.cat([b[:, ranks] for ranks in kept], 1)
+        return self.tail_enabled and not self.disable_adapters and not self.merged  # type: ignore[attr-defined]
 
 
 class MoreLinear(TailLayer, Linear):
@@ -65,7 +54,8 @@ class MoreLinear(TailLayer, Linear):
         base = self.base_layer
         if not self.tail_is_on:
             return F.linear(x, base.weight, base.bias)
-        a, b = self._factors()
+        (name,) = self.lora_A
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
         device = x.device.type
         if not torch.is_autocast_enabled(device):
             return FullLinear.apply(x, base.weight, b, a, base.bias)

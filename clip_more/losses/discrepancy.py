@@ -91,7 +91,6 @@ class DiscrepancyLoss(nn.Module):
         self.centred = centred
         self.gradient = gradient
         self.focus = focus
-        self.left_out: Tensor | None = None  # (C,) bool: classes of weight 0 now
         weight = counts.double() ** prior_exponent
         self.prior: Tensor
         self.register_buffer("prior", (weight / weight.sum()).float(), persistent=False)
@@ -135,8 +134,6 @@ class DiscrepancyLoss(nn.Module):
         if focus is not None:
             distance = distance * share.columns(focus if rows is None else focus[rows])
         prior = self.prior.to(distance.dtype)
-        if self.left_out is not None:
-            prior = prior.masked_fill(self.left_out, 0.0)
         if self.weighting == "label":
             return self._over_classes(share.columns(prior) * distance, known, share).mean()
         weights = self._sample_weights(prior, targets, known)

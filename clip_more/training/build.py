@@ -17,11 +17,11 @@ from clip_more.models.classifier import AnyClassifier, Classifier, Encoder, Feat
 from clip_more.models.clip import Clip
 from clip_more.models.heads import PromptHead
 from clip_more.models.prompts import class_prompts, load_templates
-from clip_more.training.beyond import BeyondTask, RankedConfig, beyond_options, check_beyond
 from clip_more.training.class_texts import ClassTexts
 from clip_more.training.combinations import check_combination
 from clip_more.training.decay import decays
 from clip_more.training.heads import make_head
+from clip_more.training.routing import RoutedTask, check_routing, learnt_by_tail
 from clip_more.training.task import LongTailTask
 
 
@@ -44,30 +44,23 @@ def prompt_classifier(config: TrainConfig, clip: Clip, profile: ClassProfile) ->
     return Classifier(clip, PromptHead(clip, prompts, scale=float(clip.model.logit_scale.detach().exp())))
 
 
-def build_task(
-    config: TrainConfig, classifier: AnyClassifier, profile: ClassProfile, ranks: dict[str, int] | None = None
-) -> LongTailTask:
-    """Freeze, add the tail or LoRA, set dropout and recomputation, and put the losses beside the classifier.
-
-    Args:
-        config: The recipe.
-        classifier: Changed in place.
-        profile: Of train.
-        ranks: Of the tail, by module path; as the recipe says without it.
-    """
+def build_task(config: TrainConfig, classifier: AnyClassifier, profile: ClassProfile) -> LongTailTask:
+    """Freeze, add the tail or LoRA, set dropout and recomputation, and put the losses beside the classifier."""
     encoder = classifier.encoder
     model = encoder.model
     _freeze(config, classifier)
     if config.tuning in ("more", "lora"):
-        (add_tail if config.tuning == "more" else add_lora)(model, tail_config(config, encoder, ranks))
+        (add_tail if config.tuning == "more" else add_lora)(model, _tail_config(config, encoder))
     if isinstance(encoder, Clip):
         _set_clip(config, encoder)
     texts = None
     if isinstance(classifier, Classifier):
         shape = len(profile.names), classifier.clip.model.config.projection_dim
         texts = ClassTexts(config.text_chunk, config.text_refresh, shape)
-    beyond = beyond_options(config, classifier, profile)
-    return (BeyondTask if beyond else LongTailTask)(
+    routing: dict[str, Any] = {}
+    if config.tail_learns != "all":
+        routing = {"learnt": learnt_by_tail(config, profile), "accumulation": config.accumulation}
+    return (RoutedTask if routing else LongTailTask)(
         classifier,
         *build_losses(config, profile),
         tail_only=config.tuning == "more" and config.discrepancy_gradient == "tail",
@@ -76,7 +69,7 @@ def build_task(
         class_sample=config.text_classes,
         feature_regularisation=config.feature_regularisation,
         pair=config.discrepancy_pair,
-        **beyond,
+        **routing,
     )
 
 
@@ -89,7 +82,7 @@ def check_method(config: TrainConfig, classifier: AnyClassifier, profile: ClassP
     """
     encoder = classifier.encoder
     notes = check_combination(config)
-    check_beyond(config, classifier, profile)
+    check_routing(config, classifier, profile)
     build_losses(config, profile)
     if not isinstance(encoder, Clip):
         _check_backbone(config, encoder.source)
@@ -99,7 +92,7 @@ def check_method(config: TrainConfig, classifier: AnyClassifier, profile: ClassP
                 "takes --optimizer sgd --lr 0.1 --lr_head 0.1 and a hundred epochs or more"
             )
     if config.tuning in ("more", "lora"):
-        tail_config(config, encoder).find_layers(encoder.model)
+        _tail_config(config, encoder).find_layers(encoder.model)
     return notes
 
 
@@ -210,13 +203,12 @@ def _check_backbone(config: TrainConfig, source: str) -> None:
             raise ConfigError(f"{key} is about the towers of a CLIP, and {source} is none; leave it out")
 
 
-def tail_config(config: TrainConfig, encoder: Encoder, ranks: dict[str, int] | None = None) -> MoreConfig:
-    """Where the tail (or LoRA) of a recipe sits, and its ranks."""
+def _tail_config(config: TrainConfig, encoder: Encoder) -> MoreConfig:
     targets: tuple[str, ...] | str = tuple(config.tail_targets) if config.tail_targets else CLIP_TARGETS
     if not isinstance(encoder, Clip):
         return MoreConfig(config.rho, target_modules=targets if config.tail_targets else "all")
     towers = config.tail_towers if config.head == "prompts" else "vision"
-    return RankedConfig(config.rho, towers, targets, config.tail_depth, ranks, max(1, config.tail_groups))
+    return MoreConfig(config.rho, towers, targets, config.tail_depth)
 
 
 def _base_loss(config: TrainConfig, profile: ClassProfile) -> nn.Module:
@@ -267,7 +259,7 @@ def _base_loss(config: TrainConfig, profile: ClassProfile) -> nn.Module:
 def _discrepancy(config: TrainConfig, profile: ClassProfile) -> DiscrepancyLoss:
     focus = Focus(config.asl_gamma_positive, config.asl_gamma_negative, config.asl_margin)
     return DiscrepancyLoss(
-        torch.tensor(profile.counts).clamp(max=config.discrepancy_count_cap or max(profile.counts)),
+        torch.tensor(profile.counts),
         weighting=config.discrepancy_weighting,
         sample_reduce=config.discrepancy_sample_reduce,
         prior_exponent=config.discrepancy_prior_exponent,

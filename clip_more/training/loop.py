@@ -17,7 +17,6 @@ from clip_more.evaluation.groups import split_map
 from clip_more.hub import push_folder
 from clip_more.losses import LdamLoss
 from clip_more.models.classifier import Classifier
-from clip_more.training.beyond import run_ranks
 from clip_more.training.build import build_task
 from clip_more.training.checkpoint import list_checkpoints, require_space
 from clip_more.training.forgetting import note_correct
@@ -71,12 +70,11 @@ def _train(run: Run) -> None:
     before = judge_untouched(run)
     if not list_checkpoints(run.checkpoints):
         before_first_step(run)
-    ranks = run_ranks(run)
     vocabulary: AbstractContextManager[None] = nullcontext()
     if isinstance(classifier, Classifier) and config.text_tower == "train" and config.tuning in ("full", "more"):
         vocabulary = compact_vocabulary(classifier.clip.model, classifier.head.input_ids)
     with vocabulary:
-        optimise(run, build_task(config, classifier, run.data.profile, ranks))
+        optimise(run, build_task(config, classifier, run.data.profile))
     report(run, before)
     run.log.write("done")
 

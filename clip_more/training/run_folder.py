@@ -16,7 +16,7 @@ from clip_more.files import written_aside
 from clip_more.training.metrics_log import last_photos_a_step
 
 _ASIDE = re.compile(
-    r"\.((config|test_ids|class_profile|ranks|results|scores|zero_shot|skipped|training|ap_by_frequency)\.\d+\.\w+"
+    r"\.((config|test_ids|class_profile|results|scores|zero_shot|skipped|training|ap_by_frequency)\.\d+\.\w+"
     r"|(general|tail|merged|report)\.(new|old)-\d+)"
 )
 
