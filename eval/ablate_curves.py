@@ -84,7 +84,7 @@ def _alike(settings: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, dic
     """Arms by their other keys, then by their number."""
     groups: dict[str, dict[float, str]] = {}
     for name, own in settings.items():
-        value = own.get(key, 1.0 if key in MIXED else _METHOD.get(key))
+        value = own.get(key, 1.0 if key == MIXED else _METHOD.get(key))
         if _is_number(value):
             rest = {other: found for other, found in own.items() if other != key and found != _METHOD.get(other)}
             groups.setdefault(json.dumps(rest, sort_keys=True, default=str), {}).setdefault(float(value), name)

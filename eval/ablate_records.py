@@ -38,13 +38,14 @@ class Recorder:
     Attributes:
         head: What the lines say of their run: sweep, bed, judged_on, recipe, arm, seed, values, settings, commit.
         config: Of the run.
-        derived: Names of further lines to ("beta" or "alpha", value).
+        derived: Names of further lines to alpha: judged with that share of the run's weights, the rest the untouched
+            CLIP's (WiSE-FT).
         profile: File with the class profile that groups come from; the run's own train photos without it.
     """
 
     head: Line
     config: TrainConfig
-    derived: dict[str, tuple[str, float]] = field(default_factory=dict)
+    derived: dict[str, float] = field(default_factory=dict)
     profile: Path | None = None
 
     def __call__(self, folder: Path) -> list[Line]:
@@ -105,7 +106,7 @@ class Recorder:
         for name, logits in self._derived_logits(folder):
             ap, resampled = judged(logits)
             own = {"map": columns_of(ap, profile), "general": None, "ap": _rounded(ap), "ap_general": None}
-            mixed = {"arm": name, "of": self.head["arm"], self.derived[name][0]: self.derived[name][1]}
+            mixed = {"arm": name, "of": self.head["arm"], "alpha": self.derived[name]}
             yield self.head | mixed | own | {"resampled": resampled} | about
 
     def _train_risk(self, folder: Path) -> list[float | None] | None:
@@ -126,7 +127,7 @@ class Recorder:
         return _rounded(np.nanmean(risk, axis=0))
 
     def _derived_logits(self, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-        """Test logits of the run's weights mixed with the general part's, or with those of the untouched CLIP."""
+        """Test logits of the run's weights mixed with those of the untouched CLIP."""
         if not self.derived:
             return
         import copy
@@ -143,10 +144,9 @@ class Recorder:
         if not isinstance(merged, Classifier):
             raise ValueError(f"arm {self.head['arm']!r} has no text tower, so its weights are not mixed")
         between = copy.deepcopy(merged)
-        for name, (what, value) in self.derived.items():
-            source = config.model if what == "alpha" else str(folder / "general")
-            start = load_clip(source, image_size=config.image_size, geometry=config.geometry, seed=config.seed)
-            interpolate_weights(start, merged.clip, value, between.clip)
+        start = load_clip(config.model, image_size=config.image_size, geometry=config.geometry, seed=config.seed)
+        for name, alpha in self.derived.items():
+            interpolate_weights(start, merged.clip, alpha, between.clip)
             yield name, test_logits(between, config, data, accelerator, name).scores
 
 

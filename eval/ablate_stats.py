@@ -20,7 +20,7 @@ TOTAL, HEAD, MEDIUM, TAIL = ("total", *GROUPS)
 REST = f"{MEDIUM}+{TAIL}"
 COLUMNS = (TOTAL, HEAD, MEDIUM, TAIL, REST)  # of `resampled`, too
 SCALE = 1e4  # of the whole numbers in `resampled`
-MIXED = ("beta", "alpha")  # of lines that are judged with mixed weights; the trained arm itself is at 1
+MIXED = "alpha"  # of lines that are judged with weights mixed with the start's; the trained arm itself is at 1
 DATA_KEYS = frozenset({one.name for one in dataclasses.fields(DataConfig)} | {"image_size"})
 
 # A finished run, as one line of docs/evidence/<sweep>.jsonl holds it.
@@ -168,7 +168,7 @@ def summarise(lines: Iterable[Line], base: str) -> Summary:
 
 def varied(line: Line) -> dict[str, Any]:
     """What makes a line's arm: its keys, and how its weights were mixed."""
-    return {**line["values"], **{key: line[key] for key in MIXED if key in line}}
+    return {**line["values"], **({MIXED: line[MIXED]} if MIXED in line else {})}
 
 
 def by_arm(lines: Iterable[Line]) -> dict[str, dict[int, Line]]:

@@ -12,7 +12,6 @@ arms:                          # name to keys; `from` starts from another arm's
   more: {tuning: more}
 grid: {from: more, rho: [0.05, 0.1]}   # every combination is an arm, here "more rho=0.05" and "more rho=0.1"
 steps_times: {long: 2}         # arms that get so many times the steps
-mix: {more: [0, 0.5]}          # arms also judged at W_g + beta B A, as "more beta=0.5"
 wise: {bce: [0.5]}             # arms also judged between the untouched CLIP and theirs, as "bce alpha=0.5"
 contrasts: {more: ["bce alpha=0.5"]}   # arms that are also compared with others than the base, in a second table
 """
@@ -33,8 +32,7 @@ from clip_more.recipe import read_yaml
 
 JUDGED_ON = ("validation", "test")
 _KEYS = {
-    "name", "bed", "recipe", "judged_on", "seeds", "set", "base", "arms", "grid", "steps_times", "mix", "wise",
-    "contrasts",
+    "name", "bed", "recipe", "judged_on", "seeds", "set", "base", "arms", "grid", "steps_times", "wise", "contrasts",
 }  # fmt: skip
 _NEEDED = ("name", "bed", "recipe", "judged_on", "seeds", "base", "arms")
 # What the runner sets, alike for all arms of a seed.
@@ -55,7 +53,6 @@ class Sweep:
         base: The arm that others are compared with.
         arms: Name to keys, those of `set` and of arms it comes from included; in the order of the file, grid last.
         times: Arm to the factor on its steps.
-        mix: Arm to the betas that its low-rank part is also judged with.
         wise: Arm to the alphas between the untouched CLIP and it that are also judged.
         contrasts: Pairs of names of lines: an arm, and another that it is compared with besides the base.
     """
@@ -69,15 +66,12 @@ class Sweep:
     base: str
     arms: dict[str, dict[str, Any]]
     times: dict[str, float] = field(default_factory=dict)
-    mix: dict[str, tuple[float, ...]] = field(default_factory=dict)
     wise: dict[str, tuple[float, ...]] = field(default_factory=dict)
     contrasts: tuple[tuple[str, str], ...] = ()
 
-    def derived(self, arm: str) -> dict[str, tuple[str, float]]:
-        """Lines that an arm gets besides its own: name to ("beta" or "alpha", value)."""
-        points = [("beta", value) for value in self.mix.get(arm, ())]
-        points += [("alpha", value) for value in self.wise.get(arm, ())]
-        return {f"{arm} {what}={value:g}": (what, value) for what, value in points}
+    def derived(self, arm: str) -> dict[str, float]:
+        """Lines that an arm gets besides its own: name to the alpha of WiSE-FT."""
+        return {f"{arm} alpha={value:g}": value for value in self.wise.get(arm, ())}
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -107,7 +101,7 @@ def read_sweep(path: Path) -> Sweep:
     times = {arm: numbers[0] for arm, numbers in _of_arms(path, "steps_times", values, arms).items()}
     sweep = Sweep(
         path, values["name"], values["bed"], values["recipe"], values["judged_on"], _seeds(path, values["seeds"]),
-        values["base"], arms, times, _of_arms(path, "mix", values, arms), _of_arms(path, "wise", values, arms),
+        values["base"], arms, times, _of_arms(path, "wise", values, arms),
     )  # fmt: skip
     if wrong := [arm for arm, points in sweep.wise.items() if not all(0 <= point <= 1 for point in points)]:
         raise ConfigError(f"{path}: wise of {wrong[0]!r} lies between 0 (untouched) and 1 (fine-tuned)")

@@ -87,7 +87,7 @@ def test_arms_come_from_others_and_a_grid_is_every_combination(read):
         ({"arms": {"bce": {"from": "x"}}}, "arm 'bce': from: x is no arm"),
         ({"arms": {"bce": {"seed": 3}}}, "arm 'bce': seed is set by the bed and the seed"),
         ({"wise": {"bce": [1.5]}}, "wise of 'bce' lies between 0"),
-        ({"mix": {"asl": [1]}}, "mix: 'asl' is no arm"),
+        ({"wise": {"asl": [1]}}, "wise: 'asl' is no arm"),
         ({"steps_times": {"bce": 0}}, "steps_times: of 'bce' a number above 0 is needed"),
         ({"arms": {"bce": {}, "a b": {}, "a_b": {}}}, "arms 'a b' and 'a_b' would share a folder"),
         ({"contrasts": {"asl": ["bce"]}}, "contrasts: 'asl' is no arm; arms: bce, more"),
@@ -332,29 +332,27 @@ SHORT = {"seeds": 1, "set": {"max_steps": 2, "batch_size": 16, "imbalance": 30}}
 def test_from_a_sweep_to_lines_and_a_table_once(run, write, tmp_path):
     from ablate_records import read_lines
 
-    path = write(
-        **SHORT, mix={"more": [0, 1]}, wise={"bce": [0, 1]}, contrasts={"more": ["bce alpha=0", "more beta=1"]}
-    )
+    wise = {"bce": [0, 1], "more": [1]}
+    path = write(**SHORT, wise=wise, contrasts={"more": ["bce alpha=0", "more alpha=1"]})
     code, printed = run(path)
     assert code == 0, printed
     assert run.trained == ["bce-s0", "more-s0"]
     lines = {line["arm"]: line for line in read_lines(tmp_path / "evidence" / "s.jsonl")}
-    assert list(lines) == ["bce", "bce alpha=0", "bce alpha=1", "more", "more beta=0", "more beta=1"]
-    for mixed, whole in (("bce alpha=1", "bce"), ("more beta=1", "more")):
+    assert list(lines) == ["bce", "bce alpha=0", "bce alpha=1", "more", "more alpha=1"]
+    for mixed, whole in (("bce alpha=1", "bce"), ("more alpha=1", "more")):
         assert np.allclose(lines[mixed]["ap"], lines[whole]["ap"], atol=1e-6)
         assert lines[mixed]["of"] == whole
         assert np.shape(lines[mixed]["resampled"]) == (100, 5)
-    assert np.allclose(lines["more beta=0"]["ap"], lines["more"]["ap_general"], atol=1e-6)
     assert lines["bce alpha=0"]["map"] == lines["bce"]["zero_shot"] == lines["more"]["zero_shot"]
     assert lines["bce"]["general"] is None
     assert lines["bce"]["steps"] == 2
     assert lines["bce"]["counts"] == lines["more"]["counts"]
-    assert "| more beta=1 |" in printed.out
+    assert "| more alpha=1 |" in printed.out
     assert "| more less bce alpha=0 |" in printed.out
     found = json.loads((tmp_path / "evidence" / "s.results.json").read_text())
     assert found["base"] == "bce"
     same = found["contrasts"][1]
-    assert (same["arm"], same["against"]) == ("more", "more beta=1")
+    assert (same["arm"], same["against"]) == ("more", "more alpha=1")
     assert abs(same["columns"]["medium"]["mean"]) < 1e-5
     assert len({line["settings"] for line in lines.values()}) == 2
     assert {path.suffix for path in (tmp_path / "evidence").iterdir()} == {".jsonl", ".json", ".md"}

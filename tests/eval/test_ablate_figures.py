@@ -90,8 +90,8 @@ def test_numbers_that_move_together_are_one_curve(curves):
 
 
 def test_a_trained_arm_is_at_one_among_its_mixtures(curves):
-    lines = [*BASE, *lines_of("more", MORE), *lines_of("more beta=0", MORE, of="more", beta=0.0)]
-    assert curves(lines) == {"beta": {"more": {0.0: "more beta=0", 1.0: "more"}}}
+    lines = [*BASE, *lines_of("more", MORE), *lines_of("more alpha=0", MORE, of="more", alpha=0.0)]
+    assert curves(lines) == {"alpha": {"more": {0.0: "more alpha=0", 1.0: "more"}}}
 
 
 def test_words_and_switches_are_no_curve(curves):
@@ -150,7 +150,7 @@ def test_risk_is_paired_by_seed_with_the_base_on_the_same_data_and_meant_by_grou
     lines = [*lines_of("bce", **risk), *lines_of("bce 20", {"imbalance": 20}, **risk)]
     lines += lines_of("asl", {"loss": "asl"}, seeds=3, **risk)[1:]
     lines += lines_of("asl 20", {"loss": "asl", "imbalance": 20}, **risk)
-    lines += lines_of("asl beta=0", {"loss": "asl"}, of="asl", beta=0.0, **risk)
+    lines += lines_of("asl alpha=0", {"loss": "asl"}, of="asl", alpha=0.0, **risk)
     found = risk_pairs(summarise(lines, "bce"), lines)
     pairs = {arm: [(a["arm"], a["seed"], b["arm"], b["seed"]) for a, b in own] for arm, own in found.items()}
     assert pairs == {
