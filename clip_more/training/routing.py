@@ -25,10 +25,15 @@ def check_routing(config: TrainConfig, classifier: AnyClassifier, profile: Class
         return
     if config.tuning != "more":
         raise ConfigError(f"tail_learns is about a tail, and tuning: {config.tuning} has none; leave it out")
-    weights = config.group_weights
-    weighed = torch.tensor([weights.get(group, 1.0) > 0 for group in profile.groups])
-    if not (learnt_by_tail(config, profile) & weighed).any():
-        raise ConfigError(f"tail_learns: {config.tail_learns} leaves no class to learn from; leave it out")
+    learnt, weights = learnt_by_tail(config, profile), config.group_weights
+    if not learnt.any():
+        key = "head_min" if config.tail_learns == "rare" else "tail_max"
+        raise ConfigError(
+            f"tail_learns: {config.tail_learns}, and no class has fewer than {key}: {getattr(profile, key)} train "
+            f"positives; raise {key}, or leave tail_learns out"
+        )
+    if not (learnt & torch.tensor([weights.get(group, 1.0) > 0 for group in profile.groups])).any():
+        raise ConfigError("tail_learns, and group_weights is 0 for all that it learns from; leave one of them out")
     others = {
         f"loss: {config.loss}": config.loss in LOSSES_OF_ONE_LABEL,
         "head: anything but prompts": not isinstance(classifier, Classifier),

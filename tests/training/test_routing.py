@@ -12,7 +12,7 @@ from clip_more.models.clip import load_clip
 from clip_more.recipe import from_dict
 from clip_more.training import loop
 from clip_more.training.build import build_classifier, build_task, check_method
-from clip_more.training.routing import RoutedGradient
+from clip_more.training.routing import RoutedGradient, check_routing
 from tests.adapters.test_layer import randomise_tail
 from tests.training.tiny_task import ALPHA, photos
 from tests.training.twins import differences
@@ -77,7 +77,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_stopped(settings, tm
     ("keys", "text"),
     [
         ({"tuning": "full"}, "tail_learns is about a tail, and tuning: full has none"),
-        ({"tail_learns": "tail", "group_weights": {"tail": 0.0}}, "tail_learns: tail leaves no class to learn from"),
+        ({"tail_learns": "tail", "group_weights": {"tail": 0.0}}, "group_weights is 0 for all that it learns from"),
         ({"loss": "ce", "task": "single_label"}, "tail_learns does not go with loss: ce"),
         ({"head": "linear"}, "does not go with head: anything but prompts"),
         ({"amplitude_ratio": 0.3}, "does not go with amplitude_ratio"),
@@ -91,3 +91,9 @@ def test_what_cannot_help_is_refused(keys, text):
     config = config_of(**{"tail_learns": "rare"} | keys)
     with pytest.raises(ConfigError, match=text):
         check_method(config, build_classifier(config, load_clip("tiny"), PROFILE), PROFILE)
+
+
+def test_a_tail_without_classes_says_what_to_raise():
+    profile = ClassProfile(PROFILE.names, PROFILE.counts, head_min=10, tail_max=2, photos=12)
+    with pytest.raises(ConfigError, match=r"no class has fewer than tail_max: 2 train positives; raise tail_max"):
+        check_routing(config_of(tail_learns="tail"), build_classifier(config_of(), load_clip("tiny"), profile), profile)
