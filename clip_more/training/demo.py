@@ -12,11 +12,11 @@ from clip_more.evaluation.results import Results
 from clip_more.recipe import load_config
 from clip_more.training.loop import train
 
-METHODS = {"bce": "BCE", "asl": "ASL", "bce_more": "BCE + MORE"}
+METHODS = {"bce": "BCE", "bce_more": "BCE + MORE", "bce_routed": "BCE + routed tail"}
 
 
 def run_demo(output_dir: str | Path) -> None:
-    """Fine-tune with BCE, ASL and BCE + MORE; what is finished already is not run again.
+    """Fine-tune with BCE, BCE + MORE, and BCE + a tail for rare classes alone; what is finished is not run again.
 
     The recipes are those of `recipes/digits_mlt/`, shipped with the package.
     """
