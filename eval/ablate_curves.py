@@ -140,7 +140,7 @@ def draw_curves(summary: Summary, curves: Sequence[Curve], path: Path, title: st
     """
     figure = _figure((2.75 * len(summary.judged) + 2.2, 4.4))
     panels = figure.subplots(1, len(summary.judged))
-    figure.subplots_adjust(left=0.06, right=0.985, top=0.78, bottom=0.215, wspace=0.2)
+    figure.subplots_adjust(left=0.075, right=0.985, top=0.78, bottom=0.215, wspace=0.2)
     for ax, column in zip(panels, summary.judged, strict=True):
         _axis(ax, curves)
         for index, curve in enumerate(curves):
@@ -149,7 +149,7 @@ def draw_curves(summary: Summary, curves: Sequence[Curve], path: Path, title: st
         _plain(ax)
     _same_span(panels, summary, curves)
     panels[0].set_ylabel("mAP x 100", color=INK, size=9.5)
-    figure.text(0.06, 0.93, title, size=13, weight="bold", color=INK)
+    figure.text(0.02, 0.93, title, size=13, weight="bold", color=INK)
     _legend(figure, summary, curves)
     _save(figure, path)
 
@@ -248,9 +248,9 @@ def _legend(figure: Figure, summary: Summary, curves: Sequence[Curve]) -> None:
     bases = {_against(summary, name) for curve in curves for name in curve.points.values()}
     label = bases.pop() if len(bases) == 1 else "base on the same data"
     handles.append(Line2D([], [], color=BEFORE, ls=":", lw=1.5, label=label))
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.052, 0.93), ncols=6, frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.012, 0.93), ncols=6, frameon=False, fontsize=9)
     dots = " Dots: seeds, their difference to the base on top of its mean." if summary.ran > 1 else ""
-    figure.text(0.06, 0.03, reading(summary) + dots, size=8.5, color=PALE)
+    figure.text(0.02, 0.03, reading(summary) + dots, size=8.5, color=PALE)
 
 
 def reading(summary: Summary) -> str:
