@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 from ablate_beds import prepare_arms
 from ablate_plan import Planned, plan, settle, take_over
 from ablate_records import differing, read_lines
-from ablate_sweep import Sweep, read_sweep
+from ablate_sweep import Sweep, read_sweep, with_keys
 from clip_more.config import ConfigError
 from clip_more.files import written_aside
 from matrix_jobs import Record, append_record
@@ -32,6 +32,7 @@ from matrix_progress import run_shown
 from matrix_table import fill
 
 EXIT_STOPPED, EXIT_FAILED = 75, 1
+EVIDENCE = Path("docs/evidence")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         sweeps = [read_sweep(path) for path in options.sweeps]
         if options.seeds:
             sweeps = [replace(sweep, seeds=tuple(range(options.seeds))) for sweep in sweeps]
+        if options.set:
+            sweeps = [with_keys(sweep, options.set) for sweep in sweeps]
         every = plan(sweeps, options.out, options.evidence, options.data_root)
         if unknown := sorted(set(options.arms or ()) - {run.head["arm"] for run in every}):
             raise ConfigError(f"--arms: there is no {unknown[0]!r} in {', '.join(map(str, options.sweeps))}")
@@ -79,9 +82,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweeps", nargs="+", type=Path, metavar="SWEEP.yaml", help="see eval/sweeps")
     parser.add_argument("--out", type=Path, default=Path("runs/ablate"), help="folder of runs (default: %(default)s)")
-    parser.add_argument("--evidence", type=Path, default=Path("docs/evidence"), help="of lines (default: %(default)s)")
+    parser.add_argument("--evidence", type=Path, help=f"of lines (default: {EVIDENCE})")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="of figures (default: figures in that of --out)")
     parser.add_argument("--seeds", type=int, help="seeds 0, 1, ... in place of the sweep's")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="keys of every arm, such as model and image_size"
+    )
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="run these alone")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each (default: %(default)s)")
     parser.add_argument("--data_root", help="folder that holds voc2012_lt_tiny/ (default: that of CLIP_MORE_TEST_DATA)")
@@ -91,6 +97,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if (options.seeds is not None and options.seeds < 1) or options.jobs < 1:
         parser.error("--seeds and --jobs must be 1 or more")
+    if options.set and options.evidence is None:
+        parser.error(f"--set makes other runs than those of {EVIDENCE}; name a folder for their lines with --evidence")
+    options.evidence = options.evidence or EVIDENCE
     return options
 
 

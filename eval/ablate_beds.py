@@ -151,7 +151,12 @@ def _photos_folder(sweep: Sweep, photos: TrainConfig, out: Path) -> Path:
     setting = json.dumps({key: getattr(photos, key) for key in sorted(keys)}, default=str)
     digest = hashlib.sha256(setting.encode()).hexdigest()[:8]
     seed = "" if BEDS[sweep.bed].voc else f"-s{photos.data_seed}"
-    return out / "data" / f"{sweep.bed}-{sweep.judged_on}{seed}-{digest}"
+    size = "" if _short_side(photos) == SHORT_SIDE else f"-{photos.image_size}"
+    return out / "data" / f"{sweep.bed}-{sweep.judged_on}{seed}-{digest}{size}"
+
+
+def _short_side(photos: TrainConfig) -> int:
+    return max(SHORT_SIDE, photos.image_size or 0)
 
 
 def _voc_folder(out: Path) -> Path:
@@ -195,7 +200,7 @@ def prepare_arms(arms: Sequence[Arm], out: Path) -> None:
         if voc:
             draw_voc(voc[0].photos, _voc_folder(out), {arm.config.seed for arm in voc})
         for folder, arm in {str(arm.config.data_root): arm for arm in arms}.items():
-            _say(folder, prepare(arm.photos, folder, short_side=SHORT_SIDE))
+            _say(folder, prepare(arm.photos, folder, short_side=_short_side(arm.photos)))
         if any(arm.config.model == str(start_folder(out)) for arm in voc):
             _pretrain(voc[0].photos, out)
 

@@ -22,13 +22,13 @@ import difflib
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from clip_more.config import ConfigError
-from clip_more.recipe import read_yaml
+from clip_more.config import ConfigError, TrainConfig
+from clip_more.recipe import parse_value, read_yaml, unknown_key
 
 JUDGED_ON = ("validation", "test")
 _KEYS = {
@@ -108,6 +108,24 @@ def read_sweep(path: Path) -> Sweep:
     names = [*arms, *(name for arm in arms for name in sweep.derived(arm))]
     _check_names(path, names)
     return replace(sweep, contrasts=_contrasts(path, values.get("contrasts") or {}, names))
+
+
+def with_keys(sweep: Sweep, given: Sequence[str]) -> Sweep:
+    """The sweep with these keys in every arm, each written KEY=VALUE.
+
+    Raises:
+        ConfigError: Naming what is no such key and value.
+    """
+    keys = {}
+    for text in given:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise ConfigError(f"--set: {text!r} is no KEY=VALUE")
+        if key not in TrainConfig.__dataclass_fields__:
+            raise ConfigError(f"--set: {unknown_key(key)}")
+        keys[key] = parse_value(key, value)
+    keys = _keys(sweep.path, "--set", keys)
+    return replace(sweep, arms={name: own | keys for name, own in sweep.arms.items()})
 
 
 def folder_name(arm: str) -> str:

@@ -407,6 +407,26 @@ def test_a_table_may_be_made_while_lines_are_added(run, write, tmp_path):
     assert not (tmp_path / "evidence" / "t.jsonl").exists()
 
 
+def test_keys_of_the_command_line_are_those_of_every_arm_and_need_a_folder_of_their_own(run, write, tmp_path):
+    import ablate
+    from ablate_records import read_lines
+
+    path = write(**SHORT)
+    code, printed = run(path, "--set", "lr=1e-5", "tail_towers=both", "group_weights={tail: 2}")
+    assert code == 0, printed
+    values = [line["values"] for line in read_lines(tmp_path / "evidence" / "s.jsonl")]
+    assert len(values) == 2
+    assert all(own["lr"] == 1e-5 and own["group_weights"] == {"tail": 2} for own in values)
+    assert (
+        run(path, "--set", "seed=3")[1].err
+        == f"ablate.py: {path}, --set: seed is set by the bed and the seed; leave it out\n"
+    )
+    assert "'lr' is no KEY=VALUE" in run(path, "--set", "lr")[1].err
+    assert "unknown key 'lrr'; did you mean lr?" in run(path, "--set", "lrr=1")[1].err
+    with pytest.raises(SystemExit):
+        ablate.main([str(path), "--set", "lr=1e-5"])
+
+
 def test_a_new_mixture_of_a_finished_run_trains_it_again_and_adds_its_line(run, write, tmp_path):
     from ablate_records import read_lines
 
