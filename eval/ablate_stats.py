@@ -126,7 +126,7 @@ class Summary:
     def _reading(self) -> str:
         many = f"{self.ran} seeds, mean ± standard deviation" if self.ran > 1 else "One seed"
         found = {d.spread_by for arm in self.arms.values() for d in arm.differences.values() if d}
-        over = " or ".join(sorted(found)) or "nothing yet"
+        over = (" or ".join(sorted(found)) or "nothing yet").replace("test photos", f"{self.judged_on} photos")
         bold = "bold where this and a paired t test over seeds both leave out zero"
         if found == {"test photos"}:
             bold = "what another seed would change is not in it"

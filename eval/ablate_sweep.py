@@ -123,6 +123,8 @@ def with_keys(sweep: Sweep, given: Sequence[str]) -> Sweep:
             raise ConfigError(f"--set: {text!r} is no KEY=VALUE")
         if key not in TrainConfig.__dataclass_fields__:
             raise ConfigError(f"--set: {unknown_key(key)}")
+        if len({str(own.get(key)) for own in sweep.arms.values()}) > 1:
+            raise ConfigError(f"--set: arms of {sweep.path} differ in {key}; copy the file, and change it there")
         keys[key] = parse_value(key, value)
     keys = _keys(sweep.path, "--set", keys)
     return replace(sweep, arms={name: own | keys for name, own in sweep.arms.items()})

@@ -12,20 +12,25 @@ if TYPE_CHECKING:
     from clip_more.training.schedule import Plan
 
 
-def spread_pull(optimizer: torch.optim.Optimizer, plan: Plan) -> None:
-    """Set the `pull` of an optimiser's groups such that lr * pull adds up to the recipe's `weight_decay_total`.
+def check_pull(plan: Plan) -> None:
+    """Refuse a `weight_decay_total` of which a step would go beyond the start.
 
     Raises:
-        ConfigError: A step would go beyond the start.
+        ConfigError: Naming it, and what the run can hold.
     """
     total = plan.config.weight_decay_total
-    if total is None:
-        return
-    if total >= plan.peak_steps:
+    if total is not None and total >= plan.peak_steps:
         raise ConfigError(
             f"weight_decay_total is {total:g}, and the {plan.total} steps of this run are worth {plan.peak_steps:.3g} "
             "at the peak learning rate; it must be below that"
         )
+
+
+def spread_pull(optimizer: torch.optim.Optimizer, plan: Plan) -> None:
+    """Set the `pull` of an optimiser's groups such that lr * pull adds up to the recipe's `weight_decay_total`."""
+    total = plan.config.weight_decay_total
+    if total is None:
+        return
     for group in optimizer.param_groups:
         if "pull" in group and group["peak_lr"]:
             group["pull"] = total / (group["peak_lr"] * plan.peak_steps)

@@ -84,6 +84,8 @@ def check_method(config: TrainConfig, classifier: AnyClassifier, profile: ClassP
     notes = check_combination(config)
     check_routing(config, classifier, profile)
     build_losses(config, profile)
+    if absent := sorted(set(config.group_weights) - set(profile.groups)):
+        notes.append(f"group_weights weighs {', '.join(absent)}, and no class is that: see head_min and tail_max")
     if not isinstance(encoder, Clip):
         _check_backbone(config, encoder.source)
         if "random weights" in encoder.source and config.lr <= _FOR_PRETRAINED and config.tuning != "head":

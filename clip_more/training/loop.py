@@ -28,7 +28,7 @@ from clip_more.training.processes import make_accelerator
 from clip_more.training.report import judge_untouched, report
 from clip_more.training.run import Run
 from clip_more.training.run_folder import finished
-from clip_more.training.schedule import Plan, warmup_cosine
+from clip_more.training.schedule import warmup_cosine
 from clip_more.training.signals import Stopped, StopRequest
 from clip_more.training.start import before_first_step, train_photos
 from clip_more.training.state import Progress, TrainingState
@@ -82,14 +82,7 @@ def _train(run: Run) -> None:
 def optimise(run: Run, task: LongTailTask) -> None:
     """The loop: from the last checkpoint, or from the start, to the last step; leaves the kept weights in `task`."""
     config, accelerator = run.config, run.accelerator
-    data = run.data
-    plan = Plan.of(
-        config,
-        photos=len(data.train),
-        classes=len(data.profile.names),
-        processes=accelerator.num_processes,
-        validates=data.val is not None,
-    )
+    plan = run.plan
     prepared = prepare(run, task, plan)
     wrapped, optimizer = prepared.wrapped, prepared.optimizer
     progress = Progress.at_start(run, prepared, plan)

@@ -14,6 +14,7 @@ from clip_more.data.load import LongTailData, load_data
 from clip_more.data.paths import write_skipped
 from clip_more.evaluation.results import versions
 from clip_more.models.classifier import load_encoder
+from clip_more.training.anchor import check_pull
 from clip_more.training.build import build_classifier, check_method
 from clip_more.training.checkpoint import clean
 from clip_more.training.guards import on_main
@@ -41,6 +42,7 @@ def open_run(
     classifier = build_classifier(config, encoder, data.profile)
     notes = check_method(config, classifier, data.profile)
     run = Run(config, accelerator, data, classifier, config.run_folder, log, stop)
+    check_pull(run.plan)
     on_main(accelerator, lambda: _claim(run, stack))
     _require_shared_folder(run)
     accelerator.print(f"run {run.folder} | {encoder.source} at {encoder.image_size} px | {_describe(data)}")

@@ -13,6 +13,7 @@ from clip_more.data.load import LongTailData
 from clip_more.evaluation.predict import Predictions, predict_logits
 from clip_more.models.classifier import AnyClassifier
 from clip_more.training.metrics_log import MetricsLog
+from clip_more.training.schedule import Plan
 from clip_more.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -47,6 +48,17 @@ class Run:
     def checkpoints(self) -> Path:
         """Folder of the run's checkpoints."""
         return self.folder / "checkpoints"
+
+    @property
+    def plan(self) -> Plan:
+        """Its steps."""
+        return Plan.of(
+            self.config,
+            photos=len(self.data.train),
+            classes=len(self.data.profile.names),
+            processes=self.accelerator.num_processes,
+            validates=self.data.val is not None,
+        )
 
     def logits(self, dataset: datasets.Dataset, label: str) -> Predictions:
         """Logits of the classifier as it stands, on every process; `label` names the progress bar."""

@@ -421,6 +421,7 @@ def test_keys_of_the_command_line_are_those_of_every_arm_and_need_a_folder_of_th
         run(path, "--set", "seed=3")[1].err
         == f"ablate.py: {path}, --set: seed is set by the bed and the seed; leave it out\n"
     )
+    assert "differ in tuning; copy the file" in run(path, "--set", "tuning=full")[1].err
     assert "'lr' is no KEY=VALUE" in run(path, "--set", "lr")[1].err
     assert "unknown key 'lrr'; did you mean lr?" in run(path, "--set", "lrr=1")[1].err
     with pytest.raises(SystemExit):

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from clip_more.config import ConfigError, TrainConfig
-from clip_more.training.anchor import pull_to_start, spread_pull
+from clip_more.recipe import from_dict
+from clip_more.training import loop
+from clip_more.training.anchor import check_pull, pull_to_start, spread_pull
 from clip_more.training.build import parameter_groups
 from clip_more.training.schedule import Plan, warmup_cosine
 from clip_more.training.sharding import full_weights, shard, shardable_copy
@@ -148,10 +150,10 @@ def test_a_total_pull_is_the_same_whatever_rate_and_length(lr, steps):
 
 
 def test_a_total_pull_beyond_the_start_or_to_zero_is_refused():
-    task, config = tiny_task(weight_decay_to="start", weight_decay_total=2.0, max_steps=2, warmup=0.0)
+    config = tiny_task(weight_decay_to="start", weight_decay_total=2.0, max_steps=2, warmup=0.0)[1]
     plan = Plan.of(config, photos=10, classes=3, processes=1, validates=False)
     with pytest.raises(ConfigError, match=r"weight_decay_total is 2, and the 2 steps of this run are worth 1\.5"):
-        spread_pull(torch.optim.SGD(parameter_groups(config, task)), plan)
+        check_pull(plan)
     with pytest.raises(ConfigError, match="weight_decay_total is about weight_decay_to: start"):
         TrainConfig(dataset="digits_mlt", weight_decay_total=2.0).check()
 
@@ -159,3 +161,10 @@ def test_a_total_pull_beyond_the_start_or_to_zero_is_refused():
 def test_deepspeed_is_refused():
     with pytest.raises(ConfigError, match="weight_decay_to: start is not for DeepSpeed"):
         TrainConfig(dataset="digits_mlt", weight_decay_to="start", distribution="deepspeed").check()
+
+
+def test_a_total_pull_beyond_the_start_leaves_no_folder(tmp_path):
+    keys = {"dataset": "digits_mlt", "model": "tiny", "max_steps": 2, "output_dir": str(tmp_path / "runs")}
+    with pytest.raises(ConfigError, match="weight_decay_total is 3"):
+        loop.train(from_dict({**keys, "weight_decay_to": "start", "weight_decay_total": 3.0}, "test"))
+    assert not (tmp_path / "runs").exists()

@@ -97,3 +97,10 @@ def test_a_tail_without_classes_says_what_to_raise():
     profile = ClassProfile(PROFILE.names, PROFILE.counts, head_min=10, tail_max=2, photos=12)
     with pytest.raises(ConfigError, match=r"no class has fewer than tail_max: 2 train positives; raise tail_max"):
         check_routing(config_of(tail_learns="tail"), build_classifier(config_of(), load_clip("tiny"), profile), profile)
+
+
+def test_weights_of_a_group_without_classes_are_noted():
+    profile = ClassProfile(PROFILE.names, PROFILE.counts, head_min=10, tail_max=2, photos=12)
+    config = config_of(group_weights={"tail": 3.0, "head": 2.0})
+    notes = check_method(config, build_classifier(config, load_clip("tiny"), profile), profile)
+    assert notes == ["group_weights weighs tail, and no class is that: see head_min and tail_max"]
