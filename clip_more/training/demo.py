@@ -24,8 +24,8 @@ def run_demo(output_dir: str | Path) -> None:
     print(
         "digits_mlt: scenes of one to four handwritten digits, ten classes from 700 training scenes down to 7.\n"
         "A tiny CLIP, pretrained on balanced captioned scenes, is fine-tuned on the long tail in three ways:\n"
-        "on BCE; with MORE as published; and with MORE's low-rank part learning from the rare classes alone, on an image\n"
-        "tower that is held near its start (12 epochs in place of 20, the text tower frozen).\n"
+        "on BCE; with MORE; and with MORE's low-rank part learning from the rare classes alone, on an image tower\n"
+        "that is held near its start (12 epochs in place of 20, the text tower frozen).\n"
     )
     rows: list[tuple[str, dict[str, Any]]] = []
     folders: list[Path] = []
