@@ -8,6 +8,7 @@ from clip_more.evaluation.results import Results
 from clip_more.recipe import from_dict
 from clip_more.training import loop
 from clip_more.training.run_folder import read_config
+from clip_more.training.schedule import Plan
 from clip_more.training.task import LongTailTask
 from tests.training.twins import differences
 
@@ -152,7 +153,7 @@ def test_folder_that_is_no_run_is_refused(settings, tmp_path):
 
 
 def test_loss_that_is_not_finite_stops_with_step_parts_and_checkpoint(settings, monkeypatch):
-    monkeypatch.setattr(loop.Plan, "alpha", lambda self, step: 1e39 if step == 2 else 0.5)
+    monkeypatch.setattr(Plan, "alpha", lambda self, step: 1e39 if step == 2 else 0.5)
     with pytest.raises(loop.TrainingError, match=r"not finite at step 3: loss (inf|nan), base .* before: .*step_2"):
         loop.train(from_dict({**settings, "checkpoint_every": 1}, "test"))
 

@@ -4,6 +4,7 @@ import torch
 from accelerate import Accelerator
 
 from clip_more.training.prepared import prepare
+from clip_more.training.schedule import Plan
 from tests.training.tiny_task import photos, tiny_task
 
 
@@ -12,7 +13,8 @@ def test_a_step_that_the_scaler_skips_is_heard_of():
     task, config = tiny_task()
     accelerator = Accelerator(cpu=True)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    prepared = prepare(SimpleNamespace(config=config, accelerator=accelerator), task)
+    plan = Plan.of(config, photos=10, classes=3, processes=1, validates=False)
+    prepared = prepare(SimpleNamespace(config=config, accelerator=accelerator), task, plan)
     before = {name: p.detach().clone() for name, p in task.named_parameters()}
     for factor, skipped in ((torch.inf, True), (1.0, False)):
         prepared.optimizer.zero_grad()
