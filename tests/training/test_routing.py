@@ -8,6 +8,7 @@ import torch
 from clip_more.adapters import tail_parameters
 from clip_more.config import ConfigError
 from clip_more.data.profile import ClassProfile
+from clip_more.evaluation.run_events import read_events
 from clip_more.models.clip import load_clip
 from clip_more.recipe import from_dict
 from clip_more.training import loop
@@ -71,6 +72,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_stopped(settings, tm
         shutil.rmtree(folder / part)  # as if it was stopped after two steps
     assert loop.train(from_dict(recipe, "test")) == folder
     assert differences(folder, tmp_path / "twin") == []
+    assert [event["step"] for event in read_events(folder / "metrics.jsonl") if event["event"] == "resume"] == [2]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,8 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_stopped(settings, tm
         ({"amplitude_ratio": 0.3}, "does not go with amplitude_ratio"),
         ({"gradient_checkpointing": True}, "does not go with gradient_checkpointing"),
         ({"accumulation": 2}, "does not go with accumulation"),
+        ({"text_classes": 2}, "does not go with text_classes"),
+        ({"text_refresh": 2}, "does not go with text_refresh"),
         ({"loss_reduction": "mean"}, "does not go with loss_reduction: mean"),
         ({"distribution": "fsdp2"}, "does not go with distribution: fsdp2"),
     ],
