@@ -16,7 +16,7 @@ $(VENV)/.done: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: setup  ## BCE, BCE + MORE and a routed tail on handwritten digits: no download, a few minutes
+demo: setup  ## BCE, and BCE + MORE, on handwritten digits: no download, a few minutes
 	$(BIN)/clip-more demo
 
 test: setup  ## the whole test suite, offline, a process for each core

@@ -242,26 +242,24 @@ class MethodConfig:
     )
     discrepancy_centred: bool = _key(False, "Subtract the mean of the logit differences over classes.")
     discrepancy_gradient: str = _key(
-        "both",
-        "Where the gradient of L_MORE goes: both passes, A and B only (costs a third pass), or one pass stopped.",
-        choices=("both", "tail", "stop_full", "stop_general"),
+        "stop_general",
+        "Where the gradient of L_MORE goes: stop_general, into the full pass alone, which damps what W_g learns of "
+        "common classes; both, which only makes B A smaller; stop_full; or tail, A and B only (costs a third pass).",
+        choices=("stop_general", "both", "stop_full", "tail"),
     )
     discrepancy_focus: bool = _key(
         False, "asl: each term of L_MORE is focused as its label is in the base loss, without a gradient through that."
     )
     discrepancy_pair: str = _key(
         "tail",
-        "What L_MORE compares: the model with and without its tail, or (a control, for tuning: full) two draws of "
-        "dropout.",
+        "What L_MORE compares: the model with and without its tail, or (a control, for tuning: full and "
+        "discrepancy_gradient: both) two draws of dropout.",
         choices=("tail", "dropout"),
     )
-    tail_learns: str = _key(
-        "all",
-        "Classes whose base loss A and B learn from: all; rare, those that are not head; tail. W_g learns from all. "
-        "(One more backward pass.)",
-        choices=("all", "rare", "tail"),
+    amplitude: float = _key(
+        0.5,
+        "Peak weight of L_MORE: A', which is A over the number of classes; A itself with amplitude_normalised: false.",
     )
-    amplitude: float = _key(1.0, "Peak weight of L_MORE (A, or A' when normalised).")
     amplitude_ratio: float | None = _key(
         None,
         "Strength of L_MORE by its gradient, in place of amplitude: peak of its norm on A and B over that of the base "

@@ -125,9 +125,11 @@ def _conclude(sweep: Sweep, runs: list[Planned], figures: Path) -> str | None:
     """Statistics, tables and figures of a sweep's lines; the tables, None where there is nothing to compare yet."""
     heads = {name: run.head for run in runs for name in run.names}
     every, evidence = read_lines(runs[0].file), runs[0].file.parent
-    lines = [line for line in every if line["arm"] in heads and not differing(line, heads[line["arm"]])]
+    kept = [line for line in every if line["arm"] in heads and not differing(line, heads[line["arm"]])]
+    # What a line leaves to a default was its default then; the sweep says it as it is now.
+    lines = [line | {"values": heads[line["arm"]]["values"]} for line in kept]
     lines.sort(key=lambda line: (list(heads).index(line["arm"]), line["seed"]))
-    if other := sorted({line["arm"] for line in every if line not in lines}):
+    if other := sorted({line["arm"] for line in every if line not in kept}):
         print(f"note: {runs[0].file} also has lines of other arms or settings, left out: {', '.join(other)}")
     if not any(line["arm"] == sweep.base for line in lines):
         missing = f"line of its base {sweep.base!r}" if lines else "line"

@@ -129,7 +129,7 @@ def make_arm(sweep: Sweep, name: str, seed: int, out: Path, data_root: str | Non
 def _fewer_photos(photos: TrainConfig) -> dict[str, Any]:
     """Bounds of the groups while training on what is not held out.
 
-    Groups to judge by are those of the whole subset; what a run does by group (`tail_learns`, `group_weights`) goes by
+    Groups to judge by are those of the whole subset; what a run does by group (`group_weights`) goes by
     the counts of its own photos, a quarter fewer, and so must the bounds for both to be the same classes.
     """
     return {key: round((1 - VALIDATION) * getattr(photos, key)) for key in ("head_min", "tail_max")}

@@ -114,18 +114,26 @@ def _together(settings: Mapping[str, Mapping[str, Any]]) -> list[Curve]:
 
 
 def _labelled(curves: Sequence[Curve], settings: Mapping[str, Mapping[str, Any]], summary: Summary) -> list[Curve]:
-    """Curves named by their arms, less the number that varies; by their values where those names do not agree."""
-    labels = []
-    for curve in curves:
-        names = list(curve.points.values())
-        bare = {" ".join(word for word in name.split() if not word.startswith(f"{curve.key}=")) for name in names}
-        if len(bare) == 1:
-            labels.append(bare.pop())
-            continue
-        base = summary.arms[summary.base].values
-        own = {k: v for k, v in settings[names[0]].items() if k not in (curve.key, *curve.also) and base.get(k) != v}
-        labels.append(", ".join(f"{key} {_text(value)}" for key, value in own.items()) or names[0])
+    """Curves named by the words that all their arms share; by their values where these do not tell curves apart."""
+    labels = [_shared_words(curve) for curve in curves]
+    if not all(labels) or len(set(labels)) < len(labels):
+        labels = [_values_in_words(curve, settings, summary) for curve in curves]
     return [dataclasses.replace(curve, label=label) for curve, label in zip(curves, labels, strict=True)]
+
+
+def _shared_words(curve: Curve) -> str:
+    names = [name.split() for name in curve.points.values()]
+    words = [
+        word for word in names[0] if all(word in other for other in names) and not word.startswith(f"{curve.key}=")
+    ]
+    return " ".join(words)
+
+
+def _values_in_words(curve: Curve, settings: Mapping[str, Mapping[str, Any]], summary: Summary) -> str:
+    names = list(curve.points.values())
+    base = summary.arms[summary.base].values
+    own = {k: v for k, v in settings[names[0]].items() if k not in (curve.key, *curve.also) and base.get(k) != v}
+    return ", ".join(f"{key} {_text(value)}" for key, value in own.items()) or names[0]
 
 
 def _text(value: Any) -> str:

@@ -252,13 +252,12 @@ def differing(line: Line, head: Line) -> list[str]:
     """What a line and a run to be disagree in: `key: there, now`."""
     parts = [f"{key}: {line.get(key)!r} there, {head[key]!r} now" for key in ("bed", "judged_on", "recipe")
              if line.get(key) != head[key]]  # fmt: skip
+    if line.get("settings") == head["settings"]:
+        return parts  # a key that is written out, or left to a default that says the same, is no difference
     before, now = line.get("values", {}), head["values"]
-    keys = dict.fromkeys([*before, *now])
-    parts += [
+    found = [
         f"{key}: {before.get(key, 'as the recipe')!r} there, {now.get(key, 'as the recipe')!r} now"
-        for key in keys
+        for key in dict.fromkeys([*before, *now])
         if (key in before) != (key in now) or before.get(key) != now.get(key)
     ]
-    if not parts and line.get("settings") != head["settings"]:
-        parts.append("settings: the recipe, or defaults of keys, have changed since")
-    return parts
+    return parts + (found or ["settings: the recipe, or defaults of keys, have changed since"])

@@ -29,8 +29,18 @@ def settings_of(config: TrainConfig) -> str:
     """
     defaults = BEGUN | {key: value for key, value in _defaults(type(config)).items() if key not in BEGUN}
     plain = json.loads(json.dumps(config.to_dict()))
-    other = {key: value for key, value in plain.items() if key not in NO_SETTINGS and value != defaults[key]}
+    idle = NO_SETTINGS | _unread(config)
+    other = {key: value for key, value in plain.items() if key not in idle and value != defaults[key]}
     return hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _unread(config: TrainConfig) -> set[str]:
+    """Keys whose default has changed since, where nothing reads them: lines of before it still count."""
+    if config.tuning != "more" and config.discrepancy_pair == "tail":
+        return {"amplitude", "discrepancy_gradient"}
+    if config.amplitude_ratio is not None:
+        return {"amplitude"}
+    return {"discrepancy_gradient"} if config.amplitude == 0 else set()
 
 
 def _defaults(kind: type[TrainConfig]) -> dict[str, Any]:

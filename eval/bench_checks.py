@@ -48,7 +48,7 @@ def check_contender(name: str, contender: Contender, model: CLIPModel, batch: Ba
     tail, two_passes = random_tail(contender), name not in ONE_PASS
     if two_passes and not tail:
         raise RuntimeError(f"{name}: no layer has a low-rank part")
-    expected, gradients = naive(model, tail, batch, two_passes)
+    expected, gradients = naive(model, tail, batch, two_passes, stopped=name == "stopped")
     found = contender.losses()
     part = "base" if name == "economical" else "loss"
     if not torch.isclose(found[part].detach(), expected[part], rtol=RELATIVE, atol=0):
@@ -74,9 +74,9 @@ def check_contender(name: str, contender: Contender, model: CLIPModel, batch: Ba
 
 
 def naive(
-    model: CLIPModel, tail: Mapping[str, Tensor], batch: Batch, two_passes: bool
+    model: CLIPModel, tail: Mapping[str, Tensor], batch: Batch, two_passes: bool, stopped: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Losses and gradients of a stock CLIPModel whose weights are `W + B A`, then `W`."""
+    """Losses and gradients of a stock CLIPModel whose weights are `W + B A`, then `W`, detached if stopped."""
     weights = {name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()}
     low_rank = {name: value.detach().requires_grad_() for name, value in tail.items()}
     full = dict(weights)
@@ -84,7 +84,8 @@ def naive(
         key = a.replace(".lora_A.", ".")
         full[key] = weights[key] + (low_rank[b].flatten(1) @ low_rank[a].flatten(1)).view_as(weights[key])
     inputs = {**batch.trimmed, "pixel_values": batch.pixel_values}
-    passes = (full, weights) if two_passes else (full,)
+    general = {name: weight.detach() for name, weight in weights.items()} if stopped else weights
+    passes = (full, general) if two_passes else (full,)
     results = losses(batch, *(functional_call(model, chosen, (), inputs).logits_per_image for chosen in passes))
     parameters = {**weights, **low_rank}
     gradients = torch.autograd.grad(results["loss"], list(parameters.values()))

@@ -26,14 +26,17 @@ from clip_more.training.build import build_classifier, build_task, parameter_gro
 if TYPE_CHECKING:
     from transformers import CLIPModel
 
+# Like the peers that make two passes, ours goes back through both; `stopped`, the default, through the full one alone.
+_BOTH = {"discrepancy_gradient": "both"}
 # What a recipe says. Of three layers `last4` takes one.
 OURS: dict[str, dict[str, Any]] = {
     "one_pass": {"tuning": "full"},
-    "exact": {},
-    "upper_half": {"tail_depth": 1 / 2},
-    "last4": {"tail_depth": 1 / 3},
-    "text_only": {"tail_towers": "text"},
-    "economical": {"discrepancy_fraction": 1 / 8},
+    "stopped": {"discrepancy_gradient": "stop_general"},
+    "exact": _BOTH,
+    "upper_half": _BOTH | {"tail_depth": 1 / 2},
+    "last4": _BOTH | {"tail_depth": 1 / 3},
+    "text_only": _BOTH | {"tail_towers": "text"},
+    "economical": _BOTH | {"discrepancy_fraction": 1 / 8},
 }
 
 

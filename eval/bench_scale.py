@@ -59,7 +59,8 @@ def frozen_text(model: CLIPModel, classes: int, photos: int) -> Contender:
     model.text_projection.requires_grad_(False)
     add_tail(model, MoreConfig(towers="vision"))
     counts = torch.linspace(7, 3, classes).exp()
-    task = LongTailTask(Classifier(owned, head), BCELoss(), DiscrepancyLoss(counts)).to(model.device).train()
+    discrepancy = DiscrepancyLoss(counts, gradient="both")
+    task = LongTailTask(Classifier(owned, head), BCELoss(), discrepancy).to(model.device).train()
     targets = (torch.rand(photos, classes, generator=generator) < POSITIVES / classes).float()
     batch = {
         "pixel_values": torch.randn(photos, 3, size, size, generator=generator).to(model.device),

@@ -2,6 +2,7 @@
 
 64 photos a step, with --quick 32. Every contender is first compared with passes written down by hand (bench_checks.py).
 
+`stopped` is MORE at its defaults, `exact` and all below it with L_MORE's gradient in both passes, as in PEFT's.
 `one_pass` is our own plain fine-tuning (`tuning: full`). `exact_vs_one_pass` is the price of the second pass, and
 `one_pass_vs_plain` what our code spares whatever the method: of the last block it computes one token. With three layers
 that is much more than with twelve, so the ratios of --quick do not stand for the others.
@@ -21,6 +22,7 @@ from bench_rows import Options, Row, compared, interleaved
 
 # Ours, its peer, and the goals in fp32 and bf16.
 ROWS: dict[str, tuple[str, str, tuple[float, float] | None]] = {
+    "stopped_vs_plain": ("stopped", "plain", None),
     "exact_vs_plain": ("exact", "plain", (2.10, 2.25)),
     "upper_half_vs_plain": ("upper_half", "plain", (1.65, 1.65)),
     "last4_vs_plain": ("last4", "plain", (1.45, 1.45)),

@@ -13,7 +13,7 @@ from clip_more.recipe import load_config
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 # Alike in all runs: one process, no intervals over test photos, one checkpoint at a time.
 SHARED = {"bootstrap": 0, "keep_checkpoints": 1, "workers": 0}
-MORE = {"tuning": "more", "rho": 0.1, "amplitude": 1.0}
+MORE = {"tuning": "more", "rho": 0.1, "amplitude": 1.0, "discrepancy_gradient": "both"}
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def test_plain_loop_trains_both_parts_and_ends_in_a_plain_model(data):
     model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3))
     code = block("merge_tail(model)")
     setup, loop = code.split("for step,")
-    names = {"model": model, "positives_per_class": targets.sum(0), "amplitude": 1.0}
+    names = {"model": model, "positives_per_class": targets.sum(0), "epochs": 1}
     names["loader"] = list(zip(x.split(4), targets.split(4), strict=True))
     exec(setup, names)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -93,10 +93,21 @@ def diagnose(
         found = _instability(course)
         told = Finding("cannot_tell", f"This run has tuning: {config.get('tuning')}, so it has no tail to diagnose.")
         return [told, *found]
-    found = [*_head_falls(config, changes, course)]
+    found = [*_head_falls(config, _comparable(config, changes), course)]
     found += _no_tail_gain(config, changes, course, relative_discrepancy)
     found += _instability(course)
-    return found or [_nothing_wrong(changes, course)]
+    return found or [_nothing_wrong(_comparable(config, changes), course)]
+
+
+def _shaped(config: Mapping[str, Any]) -> bool:
+    """Whether L_MORE moves W_g as well, so that W_g is the method's own and nothing to compare it with."""
+    weighed = config.get("amplitude_ratio") is not None or config.get("amplitude", 1.0) != 0
+    return weighed and config.get("discrepancy_gradient") == "stop_general"
+
+
+def _comparable(config: Mapping[str, Any], changes: Sequence[Change]) -> list[Change]:
+    """Those against models that L_MORE had no part in."""
+    return [change for change in changes if not (_shaped(config) and change.against == "general")]
 
 
 def _head_falls(config: Mapping[str, Any], changes: Sequence[Change], course: Course | None) -> list[Finding]:
@@ -147,6 +158,13 @@ def _no_tail_gain(
     told = [change for change in changes if "tail" in change.values and change.against != UNTOUCHED]
     if not told:
         return [Finding("cannot_tell", "No tail class has test photos, so a gain on the tail cannot be seen.")]
+    told = _comparable(config, told)
+    if not told:
+        text = (
+            "Whether the tail gained cannot be told from this run alone: L_MORE moves W_g, too (discrepancy_gradient: "
+            "stop_general). Name a run of the same recipe under tuning: full with --baseline."
+        )
+        return [Finding("cannot_tell", text)]
     lacking = [change for change in told if not change.rises("tail")]
     if not lacking:
         return []
@@ -154,6 +172,24 @@ def _no_tail_gain(
     reasons, keys = _inverted(config)
     if [change.against for change in told] == ["general"]:
         seen += " (The general part was trained beside the tail; a run without one, as a baseline, says more.)"
+    if _shaped(config):
+        why = [] if reasons else ["Too high an amplitude takes from the tail, too low a one does nothing for it."]
+        why_keys = [] if reasons else ["amplitude" if config.get("amplitude_ratio") is None else "amplitude_ratio"]
+    else:
+        why, why_keys = _what_is_small(course, relative)
+    if not reasons + why:
+        why.append(
+            "Rank and strength are not the plain cause (discrepancy, tail share and L_MORE are above what counts as "
+            "nothing): the tail is used, but not for these classes."
+        )
+        why_keys.append("discrepancy_weighting")
+    return [Finding("no_tail_gain", " ".join([seen, *reasons, *why]), tuple(dict.fromkeys([*keys, *why_keys])))]
+
+
+def _what_is_small(course: Course | None, relative: float | None) -> tuple[list[str], list[str]]:
+    """Reasons and keys where B A or L_MORE came to nothing."""
+    reasons: list[str] = []
+    keys: list[str] = []
     if relative is not None and relative < NO_DISCREPANCY:
         reasons.append(
             f"B A hardly moves the logits: by {100 * relative:.2g} % of what they vary by, which is below "
@@ -173,19 +209,13 @@ def _no_tail_gain(
             "%: it does not decide what general part and tail learn."
         )
         keys.append("amplitude")
-    elif course and course.strength is not None and course.strength > STRONG and "rho" in keys:
+    elif course and course.strength is not None and course.strength > STRONG and keys:
         reasons.append(
             f"L_MORE reached {100 * course.strength:.0f} % of the base loss: it may have shrunk B A itself; try a "
             "lower amplitude before a higher rank."
         )
         keys.insert(0, "amplitude")
-    if not reasons:
-        reasons.append(
-            "Rank and strength are not the plain cause (discrepancy, tail share and L_MORE are above what counts as "
-            "nothing): the tail is used, but not for these classes."
-        )
-        keys.append("discrepancy_weighting")
-    return [Finding("no_tail_gain", " ".join([seen, *reasons]), tuple(dict.fromkeys(keys)))]
+    return reasons, keys
 
 
 def _instability(course: Course | None) -> list[Finding]:

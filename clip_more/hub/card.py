@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 _TAGS = ["clip", "multi-label", "long-tail", "more", "clip-more"]
 # Shown whether or not they differ from the default; and what says nothing about the model.
 _ALWAYS = {"dataset", "model", "tuning", "loss", "epochs", "batch_size", "lr", "seed"}
-_ALWAYS_WITH_MORE = {"rho", "amplitude", "amplitude_normalised", "alpha_schedule", "discrepancy_weighting"}
+_ALWAYS_WITH_MORE = {
+    "rho", "amplitude", "amplitude_normalised", "alpha_schedule", "discrepancy_weighting", "discrepancy_gradient",
+}  # fmt: skip
 _NEVER = {"data_root", "output_dir", "run", "workers", "log_every", "trackers", "checkpoint_every", "push_to_hub"}
 
 _LOAD = """\

@@ -39,7 +39,9 @@ class DiscrepancyLoss(nn.Module):
         scale_free: Divide both logits by the standard deviation of the full ones (no gradient through it), so that
             CLIP's logit scale does not set the strength.
         centred: Subtract Delta's mean over the classes of an image first: class prompts share a large direction.
-        gradient: `both` passes (the plain reading); `stop_full` or `stop_general` cut the gradient of one pass.
+        gradient: `stop_general`: L_MORE moves the full pass alone, so W_g learns less of what B A has taken up, and
+            least of common classes; `general` may be made without a graph. `both` passes is the plain reading of the
+            paper, which makes B A smaller and little else (docs/evidence.md); `stop_full` moves the general one alone.
         focus: Of the base loss ASL: the term of each image and class is multiplied by it, taken at the full logits,
             with no gradient through it.
 
@@ -59,7 +61,7 @@ class DiscrepancyLoss(nn.Module):
         reduction: str = "sum",
         scale_free: bool = False,
         centred: bool = False,
-        gradient: str = "both",
+        gradient: str = "stop_general",
         focus: Focus | None = None,
     ) -> None:
         super().__init__()

@@ -21,7 +21,6 @@ from clip_more.training.class_texts import ClassTexts
 from clip_more.training.combinations import check_combination
 from clip_more.training.decay import decays
 from clip_more.training.heads import make_head
-from clip_more.training.routing import RoutedTask, check_routing, learnt_by_tail
 from clip_more.training.task import LongTailTask
 
 
@@ -57,10 +56,7 @@ def build_task(config: TrainConfig, classifier: AnyClassifier, profile: ClassPro
     if isinstance(classifier, Classifier):
         shape = len(profile.names), classifier.clip.model.config.projection_dim
         texts = ClassTexts(config.text_chunk, config.text_refresh, shape)
-    routing: dict[str, Any] = {}
-    if config.tail_learns != "all":
-        routing = {"learnt": learnt_by_tail(config, profile), "accumulation": config.accumulation}
-    return (RoutedTask if routing else LongTailTask)(
+    return LongTailTask(
         classifier,
         *build_losses(config, profile),
         tail_only=config.tuning == "more" and config.discrepancy_gradient == "tail",
@@ -69,7 +65,6 @@ def build_task(config: TrainConfig, classifier: AnyClassifier, profile: ClassPro
         class_sample=config.text_classes,
         feature_regularisation=config.feature_regularisation,
         pair=config.discrepancy_pair,
-        **routing,
     )
 
 
@@ -82,7 +77,6 @@ def check_method(config: TrainConfig, classifier: AnyClassifier, profile: ClassP
     """
     encoder = classifier.encoder
     notes = check_combination(config)
-    check_routing(config, classifier, profile)
     build_losses(config, profile)
     if absent := sorted(set(config.group_weights) - set(profile.groups)):
         notes.append(f"group_weights weighs {', '.join(absent)}, and no class is that: see head_min and tail_max")

@@ -46,7 +46,7 @@ def _get(config: Any, key: str) -> Any:
         "weight_decay_to": "zero",
         "dropout": 0.0,
         "weight_decay_head": 0.0,
-        "discrepancy_gradient": "both",
+        "discrepancy_gradient": "stop_general",
         "discrepancy_focus": False,
         "discrepancy_pair": "tail",
         "amplitude_ratio": None,
@@ -156,8 +156,8 @@ def _refuse_discrepancies(config: Any) -> None:
         )
     if gradient != "both":
         raise ConfigError(
-            f"discrepancy_gradient: {gradient} is about a pass without the tail, and discrepancy_pair: dropout has two "
-            "alike; leave discrepancy_gradient out"
+            f"discrepancy_gradient: {gradient} sets apart the pass without the tail, and the two of discrepancy_pair: "
+            "dropout are alike; set discrepancy_gradient: both"
         )
 
 
@@ -221,6 +221,13 @@ def _discrepancy(config: Any) -> list[str]:
         found.append(
             f"discrepancy_prior_exponent: {exponent:g} holds the tail component back on rare classes, for which it is "
             "there; keep it as a control, or set it to 1"
+        )
+    loss = _get(config, "loss")
+    if loss in LOSSES_OF_ONE_LABEL and _get(config, "discrepancy_gradient") == "stop_general":
+        found.append(
+            f"loss: {loss} is a softmax, where discrepancy_gradient: stop_general has not helped: it took from every "
+            "group under ce, and gave nothing under balanced_softmax (docs/evidence.md); set discrepancy_gradient: "
+            "both, or compare with tuning: full"
         )
     by_sample = _get(config, "discrepancy_weighting") == "sample"
     if by_sample and reduce != "min" and _get(config, "task") == "multi_label":

@@ -55,11 +55,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             f"amplitude_ratio measures gradients on one process, and {accelerator.num_processes} came up ({came_up}); "
             "start one, or set amplitude instead"
         )
-    if config.tail_learns != "all" and came_up != "one":
-        raise ConfigError(
-            f"tail_learns gives A and B a gradient of their own on one process, and {accelerator.num_processes} came "
-            f"up ({came_up}); start one, or leave it out"
-        )
     if config.weight_decay_to == "start" and came_up == "deepspeed":
         raise ConfigError("weight_decay_to: start is not for DeepSpeed, which has weights of its own; use fsdp2")
     return accelerator

@@ -185,7 +185,7 @@ def _make_shardable(task: nn.Module) -> None:
     if getattr(task, "tail_only", False):
         raise ValueError(
             "discrepancy_gradient: tail detaches weights that FSDP2 gathers anew, so its gradients would be wrong "
-            "without a word; choose discrepancy_gradient: both, or distribution: ddp"
+            "without a word; choose another discrepancy_gradient, or distribution: ddp"
         )
     for path, module in task.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

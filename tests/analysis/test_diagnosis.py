@@ -148,3 +148,29 @@ def test_what_cannot_be_told_is_said():
 def test_run_without_l_more_has_a_course_too():
     found = course(discrepancy=None, alpha=0.0)
     assert (found.peak, found.strength, found.strength_at) == (None, None, None)
+
+
+STOPPED = CONFIG | {"discrepancy_gradient": "stop_general"}
+
+
+def test_general_part_that_l_more_moves_is_no_comparison():
+    (found,) = diagnose(STOPPED, gains(head=-0.05, tail=-0.05), course(), 0.001)
+    assert found.sign == "cannot_tell"
+    assert "under tuning: full with --baseline" in found.text
+
+
+def test_tail_that_gains_nothing_where_l_more_moves_the_general_part_names_amplitude_or_exponent():
+    changes = [*gains(), Change("runs/bce", {"head": 0.01, "tail": -0.02}, {})]
+    (found,) = diagnose(STOPPED, changes, course(), 0.001)
+    assert (found.sign, found.keys) == ("no_tail_gain", ("amplitude",))
+    assert "against general" not in found.text
+    (found,) = diagnose(STOPPED | {"discrepancy_prior_exponent": -1.0}, changes, course(), 0.001)
+    assert found.keys == ("discrepancy_prior_exponent",)
+    (found,) = diagnose(STOPPED | {"amplitude_ratio": 0.3}, changes, course(), 0.001)
+    assert found.keys == ("amplitude_ratio",)
+
+
+def test_without_l_more_the_general_part_is_compared_with():
+    (found,) = diagnose(STOPPED | {"amplitude": 0.0}, gains(tail=-0.05), course(), 0.3)
+    assert found.sign == "no_tail_gain"
+    assert "against general" in found.text

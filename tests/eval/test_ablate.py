@@ -173,6 +173,36 @@ def test_a_key_that_came_later_makes_no_line_stale_while_it_is_at_its_default():
     assert settings_of(TrainConfig(lr=0.5, seed=3, data_root="here", run="x", workers=5)) == before
 
 
+def test_a_changed_default_makes_another_run_where_it_is_read_alone():
+    from ablate_settings import settings_of
+
+    def same(one, other, **shared):
+        return settings_of(TrainConfig(**shared, **one)) == settings_of(TrainConfig(**shared, **other))
+
+    both, stopped = {"discrepancy_gradient": "both"}, {"discrepancy_gradient": "stop_general"}
+    assert same(both, stopped, tuning="full")
+    assert same(both, stopped, tuning="more", amplitude=0.0)
+    assert not same(both, stopped, tuning="more")
+    assert not same(both, stopped, tuning="full", dropout=0.1, discrepancy_pair="dropout")
+    weak, strong = {"amplitude": 0.1}, {"amplitude": 2.0}
+    assert same(weak, strong, tuning="full")
+    assert same(weak, strong, tuning="more", amplitude_ratio=0.3)
+    assert not same(weak, strong, tuning="more")
+    assert not same(weak, strong, tuning="full", dropout=0.1, discrepancy_pair="dropout")
+
+
+def test_a_default_that_is_written_out_is_no_difference():
+    from ablate_records import differing
+
+    line = {"bed": "b", "judged_on": "test", "recipe": "r", "values": {"lr": 1.0}, "settings": "abc"}
+    assert differing(line, line | {"values": {"lr": 1.0, "rho": 0.1}}) == []
+    assert differing(line, line | {"values": {"lr": 2.0}, "settings": "abd"}) == ["lr: 1.0 there, 2.0 now"]
+    assert differing(line, line | {"settings": "abd"}) == [
+        "settings: the recipe, or defaults of keys, have changed since"
+    ]
+    assert differing(line, line | {"judged_on": "validation"}) == ["judged_on: 'test' there, 'validation' now"]
+
+
 def test_groups_while_training_on_three_quarters_have_three_quarters_of_the_bounds(arm):
     from ablate_sweep import Sweep
 
@@ -363,6 +393,13 @@ def test_from_a_sweep_to_lines_and_a_table_once(run, write, tmp_path):
     shutil.rmtree(tmp_path / "out")  # as in a fresh clone
     assert run(path)[0] == 0
     assert len(run.trained) == 2
+
+    # What a line left to a default of its day is read off the sweep as it is written now.
+    bare = [json.dumps(line | {"values": {}}) + "\n" for line in lines.values()]
+    (tmp_path / "evidence" / "s.jsonl").write_text("".join(bare))
+    assert run(path, "--table")[0] == 0
+    arms = json.loads((tmp_path / "evidence" / "s.results.json").read_text())["arms"]
+    assert arms["more"]["values"]["rho"] == 0.2
 
 
 def test_lines_of_other_settings_are_named_and_run_anew_only_when_told(run, write, tmp_path):

@@ -79,7 +79,7 @@ def test_an_arm_with_the_default_of_a_number_is_on_its_curve(curves):
     lines = [*BASE, *lines_of("more", MORE), *lines_of("weak", MORE | {"amplitude": 0.1})]
     assert curves(lines) == {}  # two arms that happen to differ in a number
     lines += lines_of("strong", MORE | {"amplitude": 3})
-    assert curves(lines) == {"amplitude": {"tuning more": {0.1: "weak", 1.0: "more", 3.0: "strong"}}}
+    assert curves(lines) == {"amplitude": {"tuning more": {0.1: "weak", 0.5: "more", 3.0: "strong"}}}
 
 
 def test_numbers_that_move_together_are_one_curve(curves):
@@ -199,3 +199,11 @@ def test_arms_on_other_data_are_drawn_below_their_own_base(draw, tmp_path):
     places, heads = _places(summarise(lines, "bce"), ["asl", "asl 20"])
     assert heads["less bce"] < places["asl"] < heads["less bce 20"] < places["asl 20"]
     assert draw("s", lines, "bce", tmp_path)
+
+
+def test_curves_are_named_by_the_words_that_their_arms_share():
+    from ablate_curves import Curve, _shared_words
+
+    assert _shared_words(Curve("", {0.1: "x5 A 0.1, tail x3", 2.0: "x5 A 2, tail x3"}, "amplitude")) == "x5 A tail x3"
+    assert _shared_words(Curve("", {0.1: "more rho=0.1", 2.0: "more rho=2"}, "rho")) == "more"
+    assert _shared_words(Curve("", {0.1: "weak", 2.0: "strong"}, "rho")) == ""

@@ -41,7 +41,7 @@ def tiny_clip(layers: int = 3):
     return CLIPModel(CLIPConfig(text_config=tower, vision_config=vision, projection_dim=24)).train()
 
 
-OURS = ["one_pass", "exact", "upper_half", "last4", "text_only", "economical"]
+OURS = ["one_pass", "stopped", "exact", "upper_half", "last4", "text_only", "economical"]
 PEERS = ["plain", "plain_padded", "peft", "peft_padded", "lora", "open_clip"]
 
 
@@ -133,6 +133,7 @@ def test_every_row_has_its_goal_by_dtype(bench, batch, monkeypatch, capsys):
                 "text_only_vs_plain": 1.15,
                 "exact_vs_peft": 0.80,
                 "whole_vs_stock": 0.30,
+                "stopped_vs_plain": None,
                 "one_pass_vs_plain": None,
                 "exact_vs_one_pass": None,
                 "exact_vs_plain_padded": None,
@@ -143,7 +144,7 @@ def test_every_row_has_its_goal_by_dtype(bench, batch, monkeypatch, capsys):
     }
     whole = found["step.whole_vs_stock", "fp32"]
     assert (whole.ours, whole.peer) == (seconds["exact"][0], seconds["peft_padded"][0])
-    header = "  32 photos, 8 prompts of 8 tokens (padded: 77); image layers with a tail: exact 3, upper_half 2, last4 1"
+    header = "  32 photos, 8 prompts of 8 tokens (padded: 77); image layers with a tail: stopped 3, exact 3, "
     assert capsys.readouterr().out.startswith(header)
 
 

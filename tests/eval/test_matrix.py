@@ -128,7 +128,7 @@ def test_with_more_nothing_but_the_tail_and_its_loss_is_another(matrix):
         if kind == "plain":
             plain, more = job.config.to_dict(), jobs[bed, name, "MORE", seed].config.to_dict()
             other = {key for key in plain if plain[key] != more[key]} - {"run", "method"}
-            assert other <= {"tuning", "discrepancy_weighting"}, other
+            assert other <= {"tuning", "discrepancy_weighting", "discrepancy_gradient", "amplitude"}, other
             assert more["tuning"] == "more"
 
 

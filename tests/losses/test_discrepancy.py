@@ -61,11 +61,13 @@ def test_single_label_sample_weighting_is_the_published_form(batch):
 
 def test_gradient_at_one_logit_is_two_alpha_pi_delta_over_n(batch):
     full, general, targets, _ = batch
-    alpha, loss = 0.7, loss64()
+    alpha, loss = 0.7, loss64(gradient="both")
     to_full, to_general = torch.autograd.grad(alpha * loss(full, general, targets), (full, general))
     expected = 2 * alpha * loss.prior * (full - general) / 6
     torch.testing.assert_close(to_full, expected)
     torch.testing.assert_close(to_general, -expected)
+    (stopped,) = torch.autograd.grad(alpha * loss64()(full, general, targets), full)
+    torch.testing.assert_close(stopped, expected)
 
 
 def test_uniform_prior_makes_label_and_sample_agree(batch):
@@ -136,13 +138,13 @@ def test_centred_does_not_see_a_shift_common_to_all_classes(batch):
 @pytest.mark.parametrize("options", [{}, {"distance": "kl"}, {"weighting": "sample"}, {"centred": True}])
 def test_gradcheck(batch, options):
     full, general, targets, known = batch
-    loss = loss64(**options)
+    loss = loss64(gradient="both", **options)
     assert torch.autograd.gradcheck(lambda f, g: loss(f, g, targets, known), (full, general))
 
 
 def test_focus_is_its_formula_and_sends_no_gradient(batch):
     full, general, targets, known = batch
-    loss = loss64(focus=Focus(1.5, 3.0, 0.1))
+    loss = loss64(focus=Focus(1.5, 3.0, 0.1), gradient="both")
     p = torch.sigmoid(full.detach())
     focus = torch.where(targets == 1, (1 - p) ** 1.5, (p - 0.1).clamp_min(0) ** 3)
     value = loss(full, general, targets, known)

@@ -10,7 +10,7 @@ from clip_more.losses import AsymmetricLoss, BCELoss, DiscrepancyLoss
 from clip_more.losses.asymmetric import Focus
 from clip_more.models.clip import load_clip
 from clip_more.recipe import from_dict
-from clip_more.training.build import build_classifier, build_losses, build_task, parameter_groups
+from clip_more.training.build import build_classifier, build_losses, build_task, check_method, parameter_groups
 from clip_more.training.vocabulary import compact_vocabulary
 from tests.adapters.test_layer import randomise_tail
 
@@ -202,7 +202,7 @@ SAMPLE = {"weighting": "sample"}
         ({"discrepancy_scale_free": True}, {"scale_free": True}, {}),
         ({"discrepancy_centred": True}, {"centred": True}, {}),
         ({"discrepancy_gradient": "stop_full"}, {"gradient": "stop_full"}, {}),
-        ({"discrepancy_gradient": "stop_general"}, {"gradient": "stop_general"}, {}),
+        ({"discrepancy_gradient": "both"}, {"gradient": "both"}, {}),
         ({"loss_reduction": "mean"}, {"reduction": "mean"}, {}),
         ({"discrepancy_reduction": "mean"}, {"reduction": "mean"}, {}),
         ({"loss": "asl", "discrepancy_focus": True, "asl_gamma_positive": 1.0, "asl_gamma_negative": 2.0,
@@ -254,7 +254,13 @@ def test_recipe_says_whether_the_discrepancy_moves_w_g(classifier, batch, gradie
 
 @pytest.mark.parametrize("head", ["prompts", "linear"])
 def test_two_draws_of_dropout_differ_in_training_alone_and_the_base_loss_is_of_the_first(untouched, batch, head):
-    keys = {"tuning": "full", "discrepancy_pair": "dropout", "dropout": 0.3, "head": head}
+    keys = {
+        "tuning": "full",
+        "discrepancy_pair": "dropout",
+        "discrepancy_gradient": "both",
+        "dropout": 0.3,
+        "head": head,
+    }
     classifier = copy.deepcopy(untouched, {id(untouched.clip.tokenizer): untouched.clip.tokenizer})
     if head == "linear":
         classifier = build_classifier(config_of(head=head), classifier.clip, replace(PROFILE, photos=60))
@@ -331,3 +337,10 @@ def test_dropout_is_in_every_attention_of_the_vision_tower_and_nowhere_else(clas
 def test_dropout_is_not_in_the_configuration_that_is_exported(classifier):
     before = copy.deepcopy(classifier.clip.model.config.to_dict())
     assert build_task(config_of(dropout=0.2), classifier, PROFILE).classifier.clip.model.config.to_dict() == before
+
+
+def test_weights_of_a_group_without_classes_are_noted():
+    profile = ClassProfile(PROFILE.names, PROFILE.counts, head_min=10, tail_max=2, photos=12)
+    config = config_of(group_weights={"tail": 3.0, "head": 2.0})
+    notes = check_method(config, build_classifier(config, load_clip("tiny"), profile), profile)
+    assert notes == ["group_weights weighs tail, and no class is that: see head_min and tail_max"]

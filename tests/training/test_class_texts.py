@@ -7,8 +7,10 @@ from clip_more.config import ConfigError
 from clip_more.losses.sampling import Share
 from clip_more.recipe import from_dict
 from clip_more.training.loop import train
-from tests.training.test_passes import assert_same, count_calls, in_float64
+from tests.training.test_passes import BOTH, assert_same, count_calls, in_float64
 from tests.training.tiny_task import ALPHA, gradients, photos, tiny_task
+
+RECOMPUTED = BOTH | {"gradient_checkpointing": True}
 
 
 def micro_batches(batch, count):
@@ -23,7 +25,9 @@ def accumulated(task, parts, once=True):
 
 
 @pytest.mark.parametrize(
-    "recipe", [{}, {"tail_towers": "vision"}, {"tuning": "full"}, {"gradient_checkpointing": True}], ids=str
+    "recipe",
+    [{}, BOTH, {"tail_towers": "vision"}, {"tuning": "full"}, {"gradient_checkpointing": True}, RECOMPUTED],
+    ids=str,
 )
 @pytest.mark.parametrize("count", [2, 4])
 def test_text_run_once_a_step_gives_the_gradients_of_once_a_micro_batch(recipe, count):
@@ -47,7 +51,7 @@ def test_dropout_in_the_text_tower_is_drawn_for_each_micro_batch():
     assert task.texts._collecting == []
 
 
-@pytest.mark.parametrize("recipe", [{}, {"tail_towers": "vision"}, {"tuning": "full"}], ids=str)
+@pytest.mark.parametrize("recipe", [{}, BOTH, {"tail_towers": "vision"}, {"tuning": "full"}], ids=str)
 @pytest.mark.parametrize("alpha", [0.0, ALPHA])
 def test_chunks_give_the_gradients_of_one_piece(recipe, alpha):
     found = []

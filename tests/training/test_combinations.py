@@ -24,7 +24,7 @@ def only(**keys):
     return found[0]
 
 
-SINGLE = {"task": "single_label"}
+SINGLE = {"task": "single_label", "discrepancy_gradient": "both"}
 
 
 def test_the_defaults_are_fine():
@@ -115,11 +115,11 @@ def test_a_ratio_of_gradients_is_refused_where_the_discrepancy_has_none():
         ({"tuning": "more"}, "set tuning: full"),
         ({"tuning": "lora"}, "tuning: lora is not all weights"),
         ({"dropout": 0.0}, "dropout is 0, so they are the same"),
-        ({"discrepancy_gradient": "tail"}, "leave discrepancy_gradient out"),
+        ({"discrepancy_gradient": "stop_general"}, "set discrepancy_gradient: both"),
     ],
 )
 def test_two_draws_of_dropout_are_refused_where_there_are_none_or_other_passes(keys, reason):
-    pair = {"discrepancy_pair": "dropout", "tuning": "full", "dropout": 0.1}
+    pair = {"discrepancy_pair": "dropout", "tuning": "full", "dropout": 0.1, "discrepancy_gradient": "both"}
     assert reason in refused(**(pair | keys))
     assert check(**pair) == []
 
@@ -180,6 +180,12 @@ def test_ldam_on_prompts_is_told_of_the_two_scales():
 def test_inverse_weights_of_the_discrepancy_are_called_a_control():
     assert "keep it as a control, or set it to 1" in only(discrepancy_prior_exponent=-1.0)
     assert check(discrepancy_prior_exponent=-1.0, tuning="full") == []
+
+
+def test_a_stopped_general_pass_is_doubtful_under_a_softmax():
+    assert "set discrepancy_gradient: both" in only(task="single_label", loss="ce")
+    assert check(task="single_label", loss="ce", tuning="full") == []
+    assert check(**SINGLE, loss="ce") == []
 
 
 @pytest.mark.parametrize("reduce", ["mean", "max"])

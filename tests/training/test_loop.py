@@ -47,7 +47,7 @@ def test_head_start_is_near_the_priors(settings, events):
         {"accumulation": 2, "batch_size": 4},
         {"keep": "ema"},
         {"amplitude_ratio": 0.3, "weight_decay_to": "start", "weight_decay_total": 0.5},
-        {"discrepancy_pair": "dropout", "tuning": "full"},
+        {"discrepancy_pair": "dropout", "tuning": "full", "discrepancy_gradient": "both"},
     ],
     ids=lambda extra: "-".join(extra) or "defaults",
 )

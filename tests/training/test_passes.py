@@ -22,6 +22,9 @@ PLACES = [
 ]
 
 
+BOTH = {"discrepancy_gradient": "both"}
+
+
 class Stock(nn.Module):
     """The same classifier as stock transformers runs it: every layer, every token, prompts padded to 77."""
 
@@ -65,7 +68,7 @@ def assert_same(found, expected, tolerance=1e-11):
         assert (found[name] - gradient).abs().max() <= tolerance * largest, name
 
 
-@pytest.mark.parametrize("extra", [{}, {"gradient_checkpointing": True}, {"discrepancy_gradient": "stop_general"}])
+@pytest.mark.parametrize("extra", [{}, {"gradient_checkpointing": True}, BOTH, BOTH | {"gradient_checkpointing": True}])
 @pytest.mark.parametrize("recipe", PLACES, ids=str)
 def test_gradients_are_those_of_two_whole_passes_of_stock_transformers(recipe, extra):
     task, batch = in_float64(recipe | extra)

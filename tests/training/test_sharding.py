@@ -105,7 +105,7 @@ def test_a_trained_scalar_is_refused(task):
 
 def test_a_gradient_for_the_tail_alone_is_refused(task):
     task.tail_only = True
-    with pytest.raises(ValueError, match="choose discrepancy_gradient: both, or distribution: ddp"):
+    with pytest.raises(ValueError, match="choose another discrepancy_gradient, or distribution: ddp"):
         shard(task)
 
 

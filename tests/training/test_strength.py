@@ -166,7 +166,6 @@ def test_what_cannot_be_measured_is_refused(keys, text):
     ("keys", "came_up", "text"),
     [
         ({"amplitude_ratio": 0.1}, "ddp", r"one process, and 1 came up \(ddp\)"),
-        ({"tail_learns": "rare"}, "ddp", r"a gradient of their own on one process, and 1 came up \(ddp\)"),
         ({"weight_decay_to": "start"}, "deepspeed", "is not for DeepSpeed"),
     ],
 )

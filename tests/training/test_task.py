@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from clip_more.adapters import MoreConfig, add_tail, tail_parameters
+from clip_more.adapters import MoreConfig, add_tail, tail, tail_parameters
 from clip_more.losses import BCELoss, DiscrepancyLoss
 from clip_more.training.randomness import RandomState
 from clip_more.training.task import LongTailTask
@@ -126,13 +126,30 @@ def test_one_linear_layer_gives_w_g_no_gradient_from_the_discrepancy(batch):
     torch.manual_seed(0)
     model = add_tail(nn.Sequential(nn.Linear(6, 3)), MoreConfig(rho=0.5, target_modules="all"))
     randomise_tail(model)
-    linear = LongTailTask(model, BCELoss(), DiscrepancyLoss(COUNTS))
+    linear = LongTailTask(model, BCELoss(), DiscrepancyLoss(COUNTS, gradient="both"))
     base, both = gradients(linear, batch, 0.0), gradients(linear, batch, 2.0)
     torch.testing.assert_close(both["classifier.0.base_layer.weight"], base["classifier.0.base_layer.weight"])
 
 
-def test_gradients_equal_those_of_two_naive_passes(batch):
-    ours = task(tail_std=0.3, dropout=0.0)
+def test_one_linear_layer_gives_w_g_the_gradient_of_the_full_pass_where_the_general_one_has_none(batch):
+    """`dL/dW_g = 2 alpha / N sum_x pi Delta x^T`: against what B A adds, and for a common class the most."""
+    torch.manual_seed(0)
+    model = add_tail(nn.Sequential(nn.Linear(6, 3)), MoreConfig(rho=0.5, target_modules="all"))
+    randomise_tail(model)
+    linear = LongTailTask(model, BCELoss(), DiscrepancyLoss(COUNTS))
+    base, stopped = gradients(linear, batch, 0.0), gradients(linear, batch, 2.0)
+    with torch.no_grad():
+        full = model(batch["pixel_values"])
+        with tail(model, enabled=False):
+            delta = full - model(batch["pixel_values"])
+    expected = 2 * 2.0 * (COUNTS / COUNTS.sum() * delta).T @ batch["pixel_values"] / len(delta)
+    name = "classifier.0.base_layer.weight"
+    torch.testing.assert_close(stopped[name] - base[name], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["stop_general", "both"])
+def test_gradients_equal_those_of_two_naive_passes(batch, gradient):
+    ours = task(tail_std=0.3, dropout=0.0, gradient=gradient)
     ours.classifier[4] = nn.Identity()
     ours.eval()  # no masks, running statistics: the passes can be written down
     got = gradients(ours, batch, 1.5)
@@ -144,6 +161,8 @@ def test_gradients_equal_those_of_two_naive_passes(batch):
     z_full = naive.classifier(batch["pixel_values"])
     z_general = torch.func.functional_call(general, {**weights, **zeros}, (batch["pixel_values"],))
     prior = COUNTS / COUNTS.sum()
+    if gradient == "stop_general":
+        z_general = z_general.detach()
     loss = BCELoss()(z_full, batch["targets"]) + 1.5 * (prior * (z_full - z_general).square()).sum(1).mean()
     loss.backward()
     for name, p in naive.named_parameters():

@@ -24,6 +24,7 @@ from tests.training.tiny_task import ALPHA, adamw, gradients, photos, tiny_task
 CASES = {
     "more": ({}, 1, ("ddp", "fsdp2")),
     "more_accumulated": ({}, 2, ("ddp", "fsdp2")),
+    "both_accumulated": ({"discrepancy_gradient": "both"}, 2, ("ddp", "fsdp2")),
     "upper_half": ({"tail_depth": 0.5}, 2, ("ddp", "fsdp2")),
     "chunked": ({"text_chunk": 2}, 1, ("ddp",)),
     "checkpointed": ({"gradient_checkpointing": True}, 2, ("ddp", "fsdp2")),
