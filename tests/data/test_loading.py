@@ -163,9 +163,9 @@ def test_a_process_ends_although_its_worker_is_stuck(fifo):
     ours, theirs = context.Pipe()
     trainer = context.Process(target=_train_until_stuck, args=(fifo, theirs))
     trainer.start()
-    assert ours.poll(20)
+    assert ours.poll(60)
     assert fifo in ours.recv()
-    trainer.join(20)
+    trainer.join(60)
     assert trainer.exitcode == 0
 
 
@@ -261,7 +261,7 @@ def test_workers_of_a_killed_trainer_end_those_that_are_stuck_too(fifo):
     ours, theirs = context.Pipe()
     trainer = context.Process(target=_train_until_killed, args=(fifo, theirs))
     trainer.start()
-    assert ours.poll(20)
+    assert ours.poll(60)
     stuck, workers = ours.recv()
     assert stuck in workers
     assert len(workers) == 2

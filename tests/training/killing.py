@@ -22,8 +22,8 @@ from typing import Any
 
 from clip_more.cli import main
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
     [
         "pytest",
         "datasets",
@@ -101,8 +101,8 @@ class Trainer:
     heard: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Trainer:
-        self._ear, mouth = _SERVER.Pipe(duplex=False)
-        self._process = _SERVER.Process(target=_train, args=(self.recipe, self.output, self.death, mouth))
+        self._ear, mouth = SERVER.Pipe(duplex=False)
+        self._process = SERVER.Process(target=_train, args=(self.recipe, self.output, self.death, mouth))
         self._process.start()
         mouth.close()
         self.reach("alive")  # the first waits for the server

@@ -5,10 +5,8 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +27,11 @@ from clip_more.training.prepared import Prepared
 from clip_more.training.processes import make_accelerator
 from clip_more.training.sharding import is_sharded, optimizer_tensors
 from tests.training import two_processes
-from tests.training.killing import _SERVER
+from tests.training.forked_pair import PATIENCE, fork_two
 from tests.training.tiny_task import ALPHA, adamw, gradients, photos, tiny_task
 from tests.training.two_processes import CASES, PHOTOS, micro_batches
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PATIENCE = 240
 # What sums in another order change in a gradient, over the largest of all gradients.
 ROUNDING = 1e-6
 # How the commands of recipes/README.md end.
@@ -147,49 +144,6 @@ FAULTS = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "signal": lambda: os.kill(os.getpid(), signal.SIGUSR1),
 }
-
-
-def process(rank, port, output, act, arguments):
-    """One of two processes: what it prints goes to a file."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        ACCELERATE_USE_CPU="true",
-    )  # fmt: skip
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for standard in (1, 2):
-        os.dup2(descriptor, standard)
-    torch.set_num_threads(1)
-    act(*arguments)
-
-
-def fork_two(folder, act, *arguments):
-    """Two processes that no launcher watches, as under srun, each with its arguments.
-
-    Returns:
-        By rank exit code and what was printed.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    outputs = [folder / f"{rank}.txt" for rank in range(2)]
-    for output in outputs:
-        output.unlink(missing_ok=True)
-    ranks = [
-        _SERVER.Process(target=process, args=(rank, port, output, act, own))
-        for rank, (output, own) in enumerate(zip(outputs, arguments, strict=True))
-    ]
-    for rank in ranks:
-        rank.start()
-    until = time.monotonic() + PATIENCE
-    for rank in ranks:
-        rank.join(max(0.0, until - time.monotonic()))
-    hanging = [rank for rank in ranks if rank.is_alive()]
-    for rank in hanging:
-        rank.kill()
-        rank.join()
-    printed = [output.read_text() for output in outputs]
-    assert not hanging, f"{len(hanging)} of two processes did not end:\n" + "\n".join(text[-2000:] for text in printed)
-    return [(rank.exitcode, text) for rank, text in zip(ranks, printed, strict=True)]
 
 
 def train_with(recipe, fault):

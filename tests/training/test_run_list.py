@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import os
 import re
 
@@ -12,6 +11,7 @@ from clip_more.data.profile import ClassProfile
 from clip_more.evaluation.results import Results
 from clip_more.training.run_list import RunState, list_runs, runs_table
 from clip_more.training.run_lock import alone
+from tests.training.killing import SERVER
 
 CONFIG = "config:\n  dataset: voc_mlt\n"
 START = {"event": "start", "total": 40}
@@ -100,9 +100,8 @@ def hold(folder, held, release):
 
 def test_run_is_running_as_long_as_a_process_holds_it(tmp_path):
     folder = write_run(tmp_path, "a", START, train(7), {"event": "failed", "step": 8, "reason": "disk full"})
-    fork = multiprocessing.get_context("fork")
-    held, release = fork.Event(), fork.Event()
-    trainer = fork.Process(target=hold, args=(folder, held, release))
+    held, release = SERVER.Event(), SERVER.Event()
+    trainer = SERVER.Process(target=hold, args=(folder, held, release))
     trainer.start()
     assert held.wait(60)
     assert (only(tmp_path).state, only(tmp_path).reason) == ("running", None)

@@ -1,15 +1,17 @@
 import json
 import math
-import multiprocessing
 import sys
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from clip_more.adapters import MoreConfig, add_lora, add_tail, tail_parameters
 from clip_more.models.clip import load_clip
 from clip_more.training.watch import Throughput, flat, gradient_norms, memory, tail_share
+from tests.training.forked_pair import fork_two
 
 GROUPS = {
     "vision.attention": "vision_model.encoder.layers.0.self_attn.q_proj",
@@ -161,11 +163,7 @@ def with_gradients(task):
 
 def sharded(rank, folder):
     """Of one of two processes: what it sees of a task whose parameters are shared out."""
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import DTensor
-
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo")
     task = Task()
     fully_shard(task, ignored_params={task.model.logit_scale})  # 0-d, and frozen in a LongTailTask
     with_gradients(task)
@@ -176,13 +174,8 @@ def sharded(rank, folder):
 
 
 def test_shards_of_two_processes_show_what_the_whole_task_shows(tmp_path):
-    fork = multiprocessing.get_context("fork")  # the parent has imported everything already
-    processes = [fork.Process(target=sharded, args=(rank, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        process.kill()
+    for code, printed in fork_two(tmp_path, sharded, (0, tmp_path), (1, tmp_path)):
+        assert code == 0, printed
     task = with_gradients(Task())
     for rank in range(2):
         norms, share = json.loads((tmp_path / f"{rank}.json").read_text())
