@@ -99,7 +99,7 @@ def diagnose(
     return found or [_nothing_wrong(_comparable(config, changes), course)]
 
 
-def _shaped(config: Mapping[str, Any]) -> bool:
+def moves_general_part(config: Mapping[str, Any]) -> bool:
     """Whether L_MORE moves W_g as well, so that W_g is the method's own and nothing to compare it with."""
     weighed = config.get("amplitude_ratio") is not None or config.get("amplitude", 1.0) != 0
     return weighed and config.get("discrepancy_gradient") == "stop_general"
@@ -107,7 +107,7 @@ def _shaped(config: Mapping[str, Any]) -> bool:
 
 def _comparable(config: Mapping[str, Any], changes: Sequence[Change]) -> list[Change]:
     """Those against models that L_MORE had no part in."""
-    return [change for change in changes if not (_shaped(config) and change.against == "general")]
+    return [change for change in changes if not (moves_general_part(config) and change.against == "general")]
 
 
 def _head_falls(config: Mapping[str, Any], changes: Sequence[Change], course: Course | None) -> list[Finding]:
@@ -172,7 +172,7 @@ def _no_tail_gain(
     reasons, keys = _inverted(config)
     if [change.against for change in told] == ["general"]:
         seen += " (The general part was trained beside the tail; a run without one, as a baseline, says more.)"
-    if _shaped(config):
+    if moves_general_part(config):
         why = [] if reasons else ["Too high an amplitude takes from the tail, too low a one does nothing for it."]
         why_keys = [] if reasons else ["amplitude" if config.get("amplitude_ratio") is None else "amplitude_ratio"]
     else:

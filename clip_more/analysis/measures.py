@@ -67,13 +67,21 @@ def feature_measures(
 
 
 def mechanism_measures(
-    discrepancy: Discrepancy, contrasts: Mapping[str, Contrast], single_label: bool
+    discrepancy: Discrepancy, contrasts: Mapping[str, Contrast], *, single_label: bool, moved: bool = False
 ) -> dict[str, Any]:
-    """What `mechanism` found, as plain values, with its verdict."""
+    """What `mechanism` found, as plain values, with its verdict.
+
+    Args:
+        discrepancy: From `mechanism`.
+        contrasts: From `mechanism`.
+        single_label: Accuracy in place of average precision.
+        moved: L_MORE moved the general part, too: there is no verdict then.
+    """
     found: dict[str, Any] = {name: asdict(contrast) for name, contrast in contrasts.items()}
     found["relative_discrepancy"] = discrepancy.relative
     found["lost_is"] = "accuracy" if single_label else "average precision"
-    found["verdict"] = verdict(dict(contrasts))
+    found["general_part_moved"] = moved
+    found["verdict"] = None if moved else verdict(dict(contrasts))
     return plain(found)
 
 

@@ -170,11 +170,14 @@ def mechanism_sentences(mechanism: Mapping[str, Any]) -> list[str]:
             text += f" (95 % over test photos: {scale * own['interval'][0]:+.3g} to {scale * own['interval'][1]:+.3g})"
         text += f", p {_p(own['p'])} over classes: {'larger for tail' if own['larger'] else 'not larger for tail'}."
         sentences.append(text)
-    if mechanism["verdict"] is not None:
+    used = f"B A moves logits by {100 * mechanism['relative_discrepancy']:.2g} % of what they vary by."
+    if mechanism.get("general_part_moved"):
         sentences.append(
-            f"The mechanism is {mechanism['verdict']}. B A moves logits by "
-            f"{100 * mechanism['relative_discrepancy']:.2g} % of what they vary by."
+            "No verdict: L_MORE moved W_g, too (discrepancy_gradient: stop_general), so a loss without B A is not what "
+            f"MORE did for a group; a run under tuning: full, named with --baseline, shows that. {used}"
         )
+    elif mechanism["verdict"] is not None:
+        sentences.append(f"The mechanism is {mechanism['verdict']}. {used}")
     return sentences
 
 

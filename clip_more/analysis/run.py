@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clip_more.analysis.course import read_course
-from clip_more.analysis.diagnosis import UNTOUCHED, Change, diagnose
+from clip_more.analysis.diagnosis import UNTOUCHED, Change, diagnose, moves_general_part
 from clip_more.analysis.forgetting import forgetting_by_group, read_correct
 from clip_more.analysis.head_arrays import head_arrays
 from clip_more.analysis.measures import feature_measures, layer_measures, mechanism_measures, plain
@@ -168,7 +168,10 @@ def _of_logits(
             ap_form=config.ap,
             draws=DRAWS,
         )
-        found["mechanism"], relative = mechanism_measures(discrepancy, contrasts, single), discrepancy.relative
+        found["mechanism"] = mechanism_measures(
+            discrepancy, contrasts, single_label=single, moved=moves_general_part(config.to_dict())
+        )
+        relative = discrepancy.relative
     others = {name: scores.rows[name] for name in ("general", UNTOUCHED) if name in scores.rows}
     if baseline is not None:
         others[Path(baseline).resolve().name] = _baseline(Path(baseline), scores)

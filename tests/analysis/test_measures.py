@@ -124,6 +124,17 @@ def test_page_of_a_run_with_a_tail_has_its_panels_and_its_test_in_words(titles, 
     assert sentences[-1] in written
 
 
+@pytest.mark.parametrize(("moved", "said"), [(False, "The mechanism is "), (True, "No verdict: L_MORE moved W_g, too")])
+def test_a_general_part_that_l_more_moved_gets_no_verdict(photos, moved, said):
+    _, targets = photos
+    full = (targets + np.random.default_rng(1).normal(size=targets.shape)).astype(np.float32)
+    test = mechanism(full, full * 0.9, targets, PROFILE, draws=10)
+    measures = mechanism_measures(*test, single_label=False, moved=moved)
+    assert (measures["verdict"] is None) == moved
+    (last,) = [text for text in mechanism_sentences(measures) if "B A moves logits by" in text]
+    assert last.startswith(said)
+
+
 def test_page_is_a_picture_also_of_a_hundred_classes_with_long_names(tmp_path):
     pytest.importorskip("matplotlib")
     random = np.random.default_rng(0)

@@ -110,6 +110,7 @@ def test_run_with_a_tail_has_every_measure_and_a_page(analyse, exported, tmp_pat
     assert found["models"]["merged"]["fisher"] != found["models"]["general"]["fisher"]
     assert found["tail_layers"][0]["share"] > 0
     assert found["mechanism"]["relative_discrepancy"] > 0
+    assert found["mechanism"]["general_part_moved"]  # by the gradient as it is set by default
     assert [change["against"] for change in found["changes"]] == ["general"]
     assert found["diagnosis"]
     assert (tmp_path / "out" / "page_train.png").read_bytes().startswith(b"\x89PNG")
