@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 RELATIVE = 1e-5
 ONE_PASS = ("one_pass", "plain", "plain_padded", "lora", "open_clip")
+STOPPED = ("stopped", "peft_stopped")  # the general pass has no gradient
 OTHER_NAMES = ("lora", "open_clip")  # a frozen base; towers whose parameters are called something else
 
 
@@ -48,7 +49,7 @@ def check_contender(name: str, contender: Contender, model: CLIPModel, batch: Ba
     tail, two_passes = random_tail(contender), name not in ONE_PASS
     if two_passes and not tail:
         raise RuntimeError(f"{name}: no layer has a low-rank part")
-    expected, gradients = naive(model, tail, batch, two_passes, stopped=name == "stopped")
+    expected, gradients = naive(model, tail, batch, two_passes, stopped=name in STOPPED)
     found = contender.losses()
     part = "base" if name == "economical" else "loss"
     if not torch.isclose(found[part].detach(), expected[part], rtol=RELATIVE, atol=0):

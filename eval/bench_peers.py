@@ -4,6 +4,7 @@ plain          transformers' CLIPModel, every weight trained in one pass; prompt
 plain_padded   the same with prompts of 77 tokens
 peft           PEFT's LoRA over a trained base, a second pass under `disable_adapter`: MORE as PEFT alone would have it
 peft_padded    the same with prompts of 77 tokens
+peft_stopped   as `peft`, the second pass without a gradient: what `discrepancy_gradient: stop_general` is
 lora           PEFT's LoRA over a frozen base, one pass, prompts of 77 tokens: what most people run
 open_clip      open_clip's own towers, every weight trained in one pass, prompts of 77 tokens
 
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -53,14 +55,15 @@ def plain(model: CLIPModel, batch: Batch, padded: bool) -> Contender:
     return Contender(model, groups(model), lambda: losses(batch, logits(model, batch, padded)))
 
 
-def peft(model: CLIPModel, batch: Batch, padded: bool) -> Contender:
-    """Stock LoRA over a trained base, in two passes."""
+def peft(model: CLIPModel, batch: Batch, padded: bool, stopped: bool = False) -> Contender:
+    """Stock LoRA over a trained base, in two passes; `stopped`: the second has no gradient."""
     lora = stock_lora(model).requires_grad_(True)
 
     def two_passes() -> dict[str, Tensor]:
         full = logits(lora, batch, padded)
-        with lora.disable_adapter():
-            return losses(batch, full, logits(lora, batch, padded))
+        with lora.disable_adapter(), torch.set_grad_enabled(not stopped):
+            general = logits(lora, batch, padded)
+        return losses(batch, full, general)
 
     return Contender(lora, groups(lora), two_passes)
 
@@ -96,6 +99,7 @@ PEERS: dict[str, Callable[[CLIPModel, Batch], Contender]] = {
     "plain_padded": partial(plain, padded=True),
     "peft": partial(peft, padded=False),
     "peft_padded": partial(peft, padded=True),
+    "peft_stopped": partial(peft, padded=False, stopped=True),
     "lora": frozen_lora,
     "open_clip": open_clip,
 }

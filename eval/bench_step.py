@@ -23,6 +23,9 @@ from bench_rows import Options, Row, compared, interleaved
 # Ours, its peer, and the goals in fp32 and bf16.
 ROWS: dict[str, tuple[str, str, tuple[float, float] | None]] = {
     "stopped_vs_plain": ("stopped", "plain", None),
+    "stopped_vs_plain_padded": ("stopped", "plain_padded", None),
+    "stopped_vs_peft_stopped": ("stopped", "peft_stopped", None),
+    "stopped_vs_open_clip": ("stopped", "open_clip", None),
     "exact_vs_plain": ("exact", "plain", (2.10, 2.25)),
     "upper_half_vs_plain": ("upper_half", "plain", (1.65, 1.65)),
     "last4_vs_plain": ("last4", "plain", (1.45, 1.45)),
@@ -67,7 +70,7 @@ def present() -> list[str]:
     try:
         import open_clip  # noqa: F401
     except ImportError as error:
-        print(f"  open_clip cannot be imported, its row is left out: {error}")
+        print(f"  open_clip cannot be imported, its rows are left out: {error}")
         return [name for name in (*OURS, *PEERS) if name != "open_clip"]
     return [*OURS, *PEERS]
 

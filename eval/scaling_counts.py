@@ -178,6 +178,11 @@ def products(stages: tuple[Stage, ...], frozen: bool = False) -> int:
     return total
 
 
+def forward(stages: tuple[Stage, ...]) -> int:
+    """Operations of a forward pass alone, a row of the batch."""
+    return sum(stage.attention + sum(matrix.products for matrix in stage.matrices) for stage in stages)
+
+
 def token_space(stages: tuple[Stage, ...]) -> int:
     """Operations that LoRA's own form adds to a forward and a backward pass, a row of the batch."""
     matrices = [matrix for stage in stages for matrix in stage.matrices]

@@ -20,16 +20,16 @@ from scaling_plan import (
     Plan,
     table,
 )  # fmt: skip
-from scaling_step import EXACT, PLAIN, Method
+from scaling_step import EXACT, PLAIN, STOPPED, Method
 
 
 def quantities(plan: Plan) -> str:
-    """Figures of a step of exact MORE that do not depend on the number of photos."""
+    """Figures of a step of MORE that do not depend on the number of photos."""
     rows = [(name, *(figure(plan, clip) for clip in COCO)) for name, figure in QUANTITIES.items()]
-    return table(("exact MORE, 80 classes", *(clip.name for clip in COCO)), rows)
+    return table(("MORE, 80 classes", *(clip.name for clip in COCO)), rows)
 
 
-def _moved(clip: Clip, method: Method = EXACT) -> float:
+def _moved(clip: Clip, method: Method = STOPPED) -> float:
     return trained(method, COCO[clip])
 
 
@@ -49,7 +49,16 @@ def _sizes(clip: Clip) -> int:
 
 
 def _window(plan: Plan, clip: Clip) -> float:
-    return 1 / 3 * plan.step(EXACT, COCO[clip]).products
+    """Seconds in which the full pass goes back: half of its products and those of the general pass, which does not."""
+    return 1 / 2 * plan.step(STOPPED, COCO[clip]).products
+
+
+def _sharded(plan: Plan, clip: Clip, which: int, scale: float, form: str) -> str:
+    """Bytes (`which` 0) or seconds (1) of FSDP2 by method."""
+    methods = (STOPPED, EXACT, PLAIN)
+    moved = (sharded(4 * _moved(clip, method), H100, plan.assumed, 64, method)[which] for method in methods)
+    first, *others = (format(scale * value, form) for value in moved)
+    return f"{first} ({'; '.join(others)})"
 
 
 def _stream(plan: Plan) -> float:
@@ -83,14 +92,8 @@ QUANTITIES: dict[str, Callable[[Plan, Clip], str]] = {
         f"{1e3 * all_reduce(4 * _moved(c), H100, p.assumed, 64, rails=1):.1f}"
     ),
     "time in which that can hide, ms": lambda p, c: f"{1e3 * _window(p, c):.0f}",
-    "FSDP2, 64 GPUs, GB a step (plain)": lambda p, c: (
-        f"{sharded(4 * _moved(c), H100, p.assumed, 64, 2)[0] / 1e9:.1f} "
-        f"({sharded(4 * _moved(c, PLAIN), H100, p.assumed, 64, 1)[0] / 1e9:.1f})"
-    ),
-    "FSDP2, 64 GPUs, ms (plain)": lambda p, c: (
-        f"{1e3 * sharded(4 * _moved(c), H100, p.assumed, 64, 2)[1]:.0f} "
-        f"({1e3 * sharded(4 * _moved(c, PLAIN), H100, p.assumed, 64, 1)[1]:.0f})"
-    ),
+    "FSDP2, 64 GPUs, GB a step (gradient in both passes; plain)": lambda p, c: _sharded(p, c, 0, 1e-9, ".1f"),
+    "FSDP2, 64 GPUs, ms (the same)": lambda p, c: _sharded(p, c, 1, 1e3, ".0f"),
     "checkpoint, GB (its writing, s)": lambda p, c: f"{12e-9 * _moved(c):.1f} ({12 * _moved(c) / p.assumed.disk:.1f})",
 }
 

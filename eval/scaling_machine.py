@@ -14,6 +14,7 @@ from scaling_step import (
     METHODS,
     PEFT,
     PLAIN,
+    STOPPED,
     TEXT_ONLY,
     UPPER,
     Job,
@@ -25,6 +26,7 @@ from scaling_step import (
 
 # Rows of section step beside plain fine-tuning.
 ROWS = {
+    STOPPED: "stopped_vs_plain",
     EXACT: "exact_vs_plain",
     UPPER: "upper_half_vs_plain",
     LAST: "last4_vs_plain",
@@ -135,7 +137,7 @@ def seconds(
     # W + B A is made forward and backward, and the gradients of B and A read that of W.
     sums = whole.sums * (2 * SUM_BYTES + GRADIENT_BYTES) / stream
     products = overhead * (whole.once + whole.again) / (share * gpu.half)
-    # Of both passes the general one goes back first: gradients are whole, and sent, while the other goes back.
+    # Where both passes go back the general one is first: gradients are whole, and sent, while the full one goes back.
     window = 2 / 3 * image_work(method, job).once / (share * gpu.half)
     sent = all_reduce(4 * trained(method, job), gpu, assumed, gpus)
     return Seconds(
@@ -172,10 +174,13 @@ def all_reduce(size: float, gpu: Gpu, assumed: Assumptions, gpus: int, rails: in
     return 2 * (gpus - 1) / gpus * size / (assumed.network_share * rate)
 
 
-def sharded(size: float, gpu: Gpu, assumed: Assumptions, gpus: int, passes: int) -> tuple[float, float]:
-    """Bytes that FSDP2 moves a GPU and step, and their seconds: weights gathered in each pass, forward and backward,
-    and gradients scattered once a pass."""
-    moved = 3 * passes * (gpus - 1) / gpus * size
+def sharded(size: float, gpu: Gpu, assumed: Assumptions, gpus: int, method: Method) -> tuple[float, float]:
+    """Bytes that FSDP2 moves a GPU and step, and their seconds.
+
+    A pass gathers the weights, one with a gradient gathers them again on its way back and scatters the gradients.
+    """
+    times = 3 + (method.two_passes and (3 if method.gradient else 1))
+    moved = times * (gpus - 1) / gpus * size
     rate = gpu.nvlink if gpus <= A_NODE else min(gpu.nvlink, A_NODE * gpu.network)
     return moved, moved / (assumed.network_share * rate)
 

@@ -86,5 +86,5 @@ def _kept(method: Method, tower: Tower, tokens: int, tailed: bool, checkpointing
         once = blocks[0]
         blocks = (4 * tower.width * tokens,) * tower.layers
     split = tower.split(method.depth) if method.form == "more" else 0
-    general = sum(blocks[max(split - 1, 0) :]) if method.two_passes and tailed else 0
+    general = sum(blocks[max(split - 1, 0) :]) if method.two_passes and method.gradient and tailed else 0
     return once + sum(blocks), general

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from scaling_counts import CONTEXT, Clip, Stage, Tower, products, token_space, weight_space
+from scaling_counts import CONTEXT, Clip, Stage, Tower, forward, products, token_space, weight_space
 
 # As clip_more.training.task has it; named again here, so that this program needs no torch.
 LEAST_CLASSES = 32
@@ -22,6 +22,7 @@ class Method:
         depth: Share of the blocks with a tail.
         fraction: Share of the photos, and of many prompts, that the general pass takes.
         image_tail: Whether the image tower has a tail.
+        gradient: Whether the general pass has a gradient.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Method:
     depth: float = 1.0
     fraction: float = 1.0
     image_tail: bool = True
+    gradient: bool = True
 
     @property
     def two_passes(self) -> bool:
@@ -42,14 +44,15 @@ class Method:
 
 
 PLAIN = Method("plain, stock", form="plain")
-EXACT = Method("exact MORE", "`tuning: more`")
+STOPPED = Method("MORE at its defaults", "`tuning: more`", gradient=False)
+EXACT = Method("gradient in both passes", "`discrepancy_gradient: both`")
 UPPER = Method("upper half", "`tail_depth: 0.5`", depth=1 / 2)
 LAST = Method("last third", "`tail_depth: 0.333`", depth=1 / 3)
 TEXT_ONLY = Method("tail on text alone", "`tail_towers: text`", image_tail=False)
 ECONOMICAL = Method("economical", "`discrepancy_fraction: 0.125`", fraction=1 / 8)
 PEFT = Method("PEFT, two passes, stock", form="peft")
 LORA = Method("LoRA, base frozen, stock", form="lora")
-METHODS = (PLAIN, EXACT, UPPER, LAST, TEXT_ONLY, ECONOMICAL, PEFT, LORA)
+METHODS = (PLAIN, STOPPED, EXACT, UPPER, LAST, TEXT_ONLY, ECONOMICAL, PEFT, LORA)
 
 
 @dataclass(frozen=True)
@@ -133,12 +136,12 @@ def text_work(method: Method, job: Job) -> Work:
     work = _work(method, tower, stages, job.prompts, drawn, apart=job.chunked)
     if not job.chunked:
         return work
-    # Each chunk makes its W + B A, and is run forward again.
+    # Each chunk makes its W + B A, and is run forward again, the general pass only where it has a gradient.
     chunks = -(-job.prompts // job.chunk)
     runs = 1 / job.refresh if job.text == "refresh" else 1.0
     return Work(
         once=runs * work.once * 4 / 3,
-        again=runs * work.again * 4 / 3,
+        again=runs * work.again * (4 / 3 if method.gradient else 1),
         tail=runs * work.tail * 5 / 4 * chunks,
         sums=runs * work.sums * 3 / 2 * chunks,
     )
@@ -155,7 +158,7 @@ def work(method: Method, job: Job) -> Work:
         logits *= 2 / 3
     return Work(
         image.once + text.once, image.again + text.again, image.tail + text.tail, image.sums + text.sums,
-        logits * (1 + share),
+        logits * (1 + (share if method.gradient else share / 3)),
     )  # fmt: skip
 
 
@@ -175,6 +178,7 @@ def _work(
     if method.form == "peft":
         return Work(full * (whole + token_space(stages)), full * whole)
     above = stages[tower.split(method.depth) :]
-    again = whole if apart else products(above)
+    seen = stages if apart else above
+    again = products(seen) if method.gradient else forward(seen)
     sizes = sum(matrix.size for stage in above for matrix in stage.matrices)
     return Work(full * whole, general * again, weight_space(above), sizes)

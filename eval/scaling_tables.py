@@ -22,7 +22,7 @@ from scaling_plan import (
     both,
     table,
 )  # fmt: skip
-from scaling_step import ECONOMICAL, EXACT, LAST, LORA, METHODS, PLAIN, UPPER, Job
+from scaling_step import ECONOMICAL, EXACT, LAST, LORA, METHODS, PLAIN, STOPPED, UPPER, Job
 
 
 def expected(plan: Plan) -> str:
@@ -44,7 +44,7 @@ def expected(plan: Plan) -> str:
 def open_images(plan: Plan) -> str:
     """What an epoch of 9 million photos by 20,000 classes takes with the text tower frozen."""
     rows = []
-    for method in (PLAIN, EXACT, UPPER, LAST, ECONOMICAL, LORA):
+    for method in (PLAIN, STOPPED, EXACT, UPPER, LAST, ECONOMICAL, LORA):
         rates = [[plan.rate(method, job, gpus) for job in OPEN.values()] for gpus in (1, A_NODE, 64)]
         minutes = (both((PHOTOS / rate / 60 for rate in of_gpus), ".1f") for of_gpus in rates)
         hours = [64 * PHOTOS / rate / 3600 for rate in rates[-1]]
@@ -65,14 +65,14 @@ TEXTS = (
 
 
 def texts(plan: Plan) -> str:
-    """What the text tower takes of a step of exact MORE over 20,000 classes."""
+    """What the text tower takes of a step of MORE over 20,000 classes."""
     rows = []
     for text, name, key in TEXTS:
         jobs = [replace(job, text=text) for job in OPEN.values()]
-        read = both((1e3 * text_seconds(EXACT, job, H100, plan.assumed) for job in jobs), ",.0f")
-        whole = both((1e3 * plan.step(EXACT, job).total for job in jobs), ",.0f")
-        hours = [64 * PHOTOS / plan.rate(EXACT, job, 64) / 3600 for job in jobs]
-        kept = [memory(EXACT, job).total for job in jobs]
+        read = both((1e3 * text_seconds(STOPPED, job, H100, plan.assumed) for job in jobs), ",.0f")
+        whole = both((1e3 * plan.step(STOPPED, job).total for job in jobs), ",.0f")
+        hours = [64 * PHOTOS / plan.rate(STOPPED, job, 64) / 3600 for job in jobs]
+        kept = [memory(STOPPED, job).total for job in jobs]
         room = "" if max(kept) < plan.assumed.usable * H200.memory else ": too much"
         cost = both((plan.assumed.price * h for h in hours), ",.0f")
         rows.append((name, key, read, whole, both(hours, ",.0f"), cost, both((k / 1e9 for k in kept), ".0f") + room))
@@ -84,7 +84,7 @@ def memories(plan: Plan) -> str:
     """What fills a GPU's memory, and how many photos fit."""
     rows = []
     for clip, job in COCO.items():
-        for method in (PLAIN, EXACT, LORA):
+        for method in (PLAIN, STOPPED, EXACT, LORA):
             kept = memory(method, job)
             less = memory(method, job, checkpointing=True)
             fits = [f"{m.fits(plan.assumed.usable * gpu.memory):,}" for m in (kept, less) for gpu in (H100, H200)]
@@ -102,7 +102,7 @@ def memories(plan: Plan) -> str:
 def decoding(plan: Plan) -> str:
     """How many cores of the CPU a GPU wants, and what is read from the disk."""
     rows = []
-    for method in (PLAIN, EXACT, LAST, ECONOMICAL, LORA):
+    for method in (PLAIN, STOPPED, EXACT, LAST, ECONOMICAL, LORA):
         rates = [plan.rate(method, job) for job in COCO.values()]
         read = [plan.rate(method, job, 64) * PREPARED_BYTES / 1e9 for job in COCO.values()]
         cores = (both((rate / core for rate in rates), ".1f") for core in (JPEG, PREPARED))
@@ -116,13 +116,13 @@ def decoding(plan: Plan) -> str:
 
 
 def precision(plan: Plan) -> str:
-    """What share of a step of exact MORE the fp32 part of W + B A is."""
+    """What share of a step of MORE the fp32 part of W + B A is."""
     rows = []
     for clip in COCO:
         for name, tf32 in (("fp32 (PyTorch's default)", False), ("TF32", True)):
             shares = []
             for photos in (16, 32, 64, 128, 256):
-                step = plan.step(EXACT, Job(clip, photos), tf32=tf32)
+                step = plan.step(STOPPED, Job(clip, photos), tf32=tf32)
                 shares.append(f"{step.tail / step.total:.1%}")
             rows.append((clip.name, name, *shares))
     return table(("CLIP", "rate of B A", *(f"{n} photos" for n in (16, 32, 64, 128, 256))), rows, left=2)

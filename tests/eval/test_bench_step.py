@@ -42,7 +42,7 @@ def tiny_clip(layers: int = 3):
 
 
 OURS = ["one_pass", "stopped", "exact", "upper_half", "last4", "text_only", "economical"]
-PEERS = ["plain", "plain_padded", "peft", "peft_padded", "lora", "open_clip"]
+PEERS = ["plain", "plain_padded", "peft", "peft_padded", "peft_stopped", "lora", "open_clip"]
 
 
 @pytest.mark.parametrize("name", [*OURS, *PEERS])
@@ -58,6 +58,8 @@ def test_every_contender_has_losses_and_gradients_of_naive_passes(checks, batch,
         ("plain", "exact", r"plain: its loss is .*; the naive passes give"),
         ("economical", "last4", None),  # has the same base loss
         ("peft", "lora", "peft: its loss is"),
+        ("peft_stopped", "peft", "peft_stopped: the gradient of .* off"),
+        ("stopped", "exact", "stopped: the gradient of .* off"),
     ],
 )
 def test_a_contender_that_computes_something_else_is_refused(checks, batch, name, twin, words):
@@ -134,6 +136,9 @@ def test_every_row_has_its_goal_by_dtype(bench, batch, monkeypatch, capsys):
                 "exact_vs_peft": 0.80,
                 "whole_vs_stock": 0.30,
                 "stopped_vs_plain": None,
+                "stopped_vs_plain_padded": None,
+                "stopped_vs_peft_stopped": None,
+                "stopped_vs_open_clip": None,
                 "one_pass_vs_plain": None,
                 "exact_vs_one_pass": None,
                 "exact_vs_plain_padded": None,
@@ -148,10 +153,10 @@ def test_every_row_has_its_goal_by_dtype(bench, batch, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith(header)
 
 
-def test_without_open_clip_its_row_is_left_out_with_a_word(bench, monkeypatch, capsys):
+def test_without_open_clip_its_rows_are_left_out_with_a_word(bench, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     assert bench.present() == [*OURS, *PEERS[:-1]]
-    assert capsys.readouterr().out.startswith("  open_clip cannot be imported, its row is left out: ")
+    assert capsys.readouterr().out.startswith("  open_clip cannot be imported, its rows are left out: ")
 
 
 def test_profile_is_a_table_of_the_most_expensive_operations(bench, batch, monkeypatch, tmp_path):

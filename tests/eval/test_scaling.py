@@ -59,21 +59,22 @@ def operations(call) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("name", ["plain", "exact", "upper_half", "last4", "text_only", "peft", "lora"])
+@pytest.mark.parametrize("name", ["plain", "stopped", "exact", "upper_half", "last4", "text_only", "peft", "lora"])
 def test_operations_are_those_that_torch_counts(counted, batch, name):
     import scaling_step
     from bench_contenders import contender
 
     methods = {
-        "plain": scaling_step.PLAIN, "exact": scaling_step.EXACT, "upper_half": scaling_step.UPPER,
-        "last4": scaling_step.LAST, "text_only": scaling_step.TEXT_ONLY, "peft": scaling_step.PEFT,
-        "lora": scaling_step.LORA,
+        "plain": scaling_step.PLAIN, "stopped": scaling_step.STOPPED, "exact": scaling_step.EXACT,
+        "upper_half": scaling_step.UPPER, "last4": scaling_step.LAST, "text_only": scaling_step.TEXT_ONLY,
+        "peft": scaling_step.PEFT, "lora": scaling_step.LORA,
     }  # fmt: skip
     one = contender(name, small_clip(), batch)
     found = operations(lambda: one.losses()["loss"].backward())
     assert scaling_step.work(methods[name], job_of(counted, batch)).total == pytest.approx(found, rel=1e-3)
 
 
+@pytest.mark.parametrize("gradient", ["both", "stop_general"])
 @pytest.mark.parametrize(
     ("recipe", "options"),
     [
@@ -83,14 +84,14 @@ def test_operations_are_those_that_torch_counts(counted, batch, name):
         ({"text_tower": "freeze", "tail_towers": "vision"}, {"text": "frozen"}),
     ],
 )
-def test_recipes_take_the_operations_that_torch_counts(counted, batch, recipe, options):
+def test_recipes_take_the_operations_that_torch_counts(counted, batch, recipe, options, gradient):
     from bench_contenders import ours
     from scaling_step import EXACT, work
 
-    one = ours(small_clip(), batch, discrepancy_gradient="both", **recipe)
+    one = ours(small_clip(), batch, discrepancy_gradient=gradient, **recipe)
     found = operations(lambda: one.losses()["loss"].backward())
     fraction, depth = recipe.get("discrepancy_fraction", 1), recipe.get("tail_depth", 1)
-    method = replace(EXACT, fraction=fraction, depth=depth)
+    method = replace(EXACT, fraction=fraction, depth=depth, gradient=gradient == "both")
     assert work(method, job_of(counted, batch, **options)).total == pytest.approx(found, rel=1e-3)
 
 
@@ -157,6 +158,21 @@ def kept(call) -> int:
     return sum(sizes.values())
 
 
+def test_a_general_pass_without_a_gradient_keeps_nothing(batch):
+    from bench_batch import synthetic_batch
+    from bench_contenders import contender
+
+    twice = synthetic_batch("cpu", photos=8, classes=6, size=SIZE)
+
+    def of_a_photo(name):
+        few, many = (contender(name, small_clip(), photos) for photos in (batch, twice))
+        return (kept(lambda: many.losses()["loss"]) - kept(lambda: few.losses()["loss"])) / 4
+
+    plain = of_a_photo("one_pass")
+    assert of_a_photo("stopped") == pytest.approx(plain, rel=0.02)
+    assert of_a_photo("exact") > 1.5 * plain
+
+
 def test_gradients_are_whole_in_the_second_half_of_the_way_back():
     layers = [torch.nn.Linear(4, 4) for _ in range(2)]
     order = []
@@ -204,7 +220,7 @@ def test_rows_are_read_in_fp32_and_what_lacks_is_named(scaling, tmp_path):
     file.write_text(json.dumps([*rows, {**rows[0], "dtype": "bf16", "ratio": 9.0}]))
     assert scaling.read_rows(file) == dict.fromkeys(scaling.MEASURED, 1.5)
     file.write_text(json.dumps(rows[1:]))
-    with pytest.raises(ValueError, match=r"rows\.json: there is no fp32 row step\.exact_vs_plain"):
+    with pytest.raises(ValueError, match=r"rows\.json: there is no fp32 row step\.stopped_vs_plain"):
         scaling.read_rows(file)
     file.write_text("{}")
     with pytest.raises(ValueError, match=r"there is no fp32 row"):
@@ -226,7 +242,7 @@ def test_the_document_holds_what_the_program_prints(scaling, monkeypatch):
 def test_a_changed_figure_is_found_and_written_back(scaling, monkeypatch, tmp_path):
     document = tmp_path / "scaling.md"
     text = (ROOT / "docs" / "scaling.md").read_text()
-    document.write_text(text.replace("| ViT-B/16 | exact MORE |", "| ViT-B/16 | exact MORE! |", 1))
+    document.write_text(text.replace("| ViT-B/16 | plain, stock |", "| ViT-B/16 | plain! |", 1))
     with pytest.raises(SystemExit, match=r"scaling\.md: expected differ"):
         run(scaling, monkeypatch, "--check", document)
     run(scaling, monkeypatch, "--write", document)
