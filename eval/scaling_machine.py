@@ -179,8 +179,8 @@ def sharded(size: float, gpu: Gpu, assumed: Assumptions, gpus: int, method: Meth
 
     A pass gathers the weights, one with a gradient gathers them again on its way back and scatters the gradients.
     """
-    times = 3 + (method.two_passes and (3 if method.gradient else 1))
-    moved = times * (gpus - 1) / gpus * size
+    general = 0 if not method.two_passes else 3 if method.gradient else 1
+    moved = (3 + general) * (gpus - 1) / gpus * size
     rate = gpu.nvlink if gpus <= A_NODE else min(gpu.nvlink, A_NODE * gpu.network)
     return moved, moved / (assumed.network_share * rate)
 
@@ -205,9 +205,10 @@ def measured_ratios(measured: dict[str, float]) -> dict[Method, float]:
     return found | {PEFT: measured["exact_vs_plain"] / measured["exact_vs_peft"]}
 
 
-def text_seconds(method: Method, job: Job, gpu: Gpu, assumed: Assumptions) -> float:
-    """What the text tower takes of a step, on average."""
+def text_seconds(method: Method, job: Job, gpu: Gpu, assumed: Assumptions, overhead: float = 1.0) -> float:
+    """What the text tower takes of a step, on average; `overhead` as in `seconds`."""
     text = text_work(method, job)
     stream = assumed.memory_share * gpu.memory_rate
     sums = text.sums * (2 * SUM_BYTES + GRADIENT_BYTES) / stream
-    return (text.once + text.again) / (assumed.share * gpu.half) + text.tail / (assumed.fp32_share * gpu.fp32) + sums
+    products = overhead * (text.once + text.again) / (assumed.share * gpu.half)
+    return products + text.tail / (assumed.fp32_share * gpu.fp32) + sums

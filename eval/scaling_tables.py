@@ -67,17 +67,23 @@ TEXTS = (
 def texts(plan: Plan) -> str:
     """What the text tower takes of a step of MORE over 20,000 classes."""
     rows = []
+    overhead = overheads(plan.measured).get(STOPPED, 1.0)
     for text, name, key in TEXTS:
         jobs = [replace(job, text=text) for job in OPEN.values()]
-        read = both((1e3 * text_seconds(STOPPED, job, H100, plan.assumed) for job in jobs), ",.0f")
+        read = both((1e3 * text_seconds(STOPPED, job, H100, plan.assumed, overhead) for job in jobs), ",.0f")
         whole = both((1e3 * plan.step(STOPPED, job).total for job in jobs), ",.0f")
         hours = [64 * PHOTOS / plan.rate(STOPPED, job, 64) / 3600 for job in jobs]
-        kept = [memory(STOPPED, job).total for job in jobs]
-        room = "" if max(kept) < plan.assumed.usable * H200.memory else ": too much"
+        kept = "; ".join(_gigabytes(memory(STOPPED, job).total, plan) for job in jobs)
         cost = both((plan.assumed.price * h for h in hours), ",.0f")
-        rows.append((name, key, read, whole, both(hours, ",.0f"), cost, both((k / 1e9 for k in kept), ".0f") + room))
+        rows.append((name, key, read, whole, both(hours, ",.0f"), cost, kept))
     head = ("text tower is run", "key", "its ms a step, B/16; L/14", "step, ms", "GPU h", "US$", "GB a GPU")
     return table(head, rows, left=2)
+
+
+def _gigabytes(size: float, plan: Plan) -> str:
+    """GB, and what it is too much for."""
+    lacking = [gpu.name for gpu in (H100, H200) if size > plan.assumed.usable * gpu.memory]
+    return f"{size / 1e9:.0f}" + (f" (too much for an {lacking[-1].split()[0]})" if lacking else "")
 
 
 def memories(plan: Plan) -> str:

@@ -100,9 +100,12 @@ def diagnose(
 
 
 def moves_general_part(config: Mapping[str, Any]) -> bool:
-    """Whether L_MORE moves W_g as well, so that W_g is the method's own and nothing to compare it with."""
+    """Whether L_MORE moves W_g as well, so that W_g is the method's own and nothing to compare it with.
+
+    With the gradient in both passes what it asks of W_g in the one is taken back in the other, but for a rest.
+    """
     weighed = config.get("amplitude_ratio") is not None or config.get("amplitude", 1.0) != 0
-    return weighed and config.get("discrepancy_gradient") == "stop_general"
+    return weighed and config.get("discrepancy_gradient") in ("stop_general", "stop_full")
 
 
 def _comparable(config: Mapping[str, Any], changes: Sequence[Change]) -> list[Change]:
@@ -162,7 +165,7 @@ def _no_tail_gain(
     if not told:
         text = (
             "Whether the tail gained cannot be told from this run alone: L_MORE moves W_g, too (discrepancy_gradient: "
-            "stop_general). Name a run of the same recipe under tuning: full with --baseline."
+            f"{config['discrepancy_gradient']}). Name a run of the same recipe under tuning: full with --baseline."
         )
         return [Finding("cannot_tell", text)]
     lacking = [change for change in told if not change.rises("tail")]

@@ -173,8 +173,8 @@ def mechanism_sentences(mechanism: Mapping[str, Any]) -> list[str]:
     used = f"B A moves logits by {100 * mechanism['relative_discrepancy']:.2g} % of what they vary by."
     if mechanism.get("general_part_moved"):
         sentences.append(
-            "No verdict: L_MORE moved W_g, too (discrepancy_gradient: stop_general), so a loss without B A is not what "
-            f"MORE did for a group; a run under tuning: full, named with --baseline, shows that. {used}"
+            "No verdict: by discrepancy_gradient L_MORE moved W_g, too, so a loss without B A is not what MORE did for "
+            f"a group; a run under tuning: full, named with --baseline, shows that. {used}"
         )
     elif mechanism["verdict"] is not None:
         sentences.append(f"The mechanism is {mechanism['verdict']}. {used}")

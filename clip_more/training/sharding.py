@@ -37,7 +37,8 @@ def shardable_copy(task: Module) -> Module:
 def shard(task: Module, mesh: DeviceMesh | None = None) -> Module:
     """Shard every CLIP encoder layer, then what remains, over all processes, in place.
 
-    Precision is left to autocast. The layers gather their weights in each of MORE's two passes and again backward.
+    Precision is left to autocast. The layers gather their weights in each of MORE's two passes, and again where one
+    goes back.
 
     Args:
         task: On its device; on CPUs the process group is gloo.

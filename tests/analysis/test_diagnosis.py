@@ -153,9 +153,12 @@ def test_run_without_l_more_has_a_course_too():
 STOPPED = CONFIG | {"discrepancy_gradient": "stop_general"}
 
 
-def test_general_part_that_l_more_moves_is_no_comparison():
-    (found,) = diagnose(STOPPED, gains(head=-0.05, tail=-0.05), course(), 0.001)
+@pytest.mark.parametrize("gradient", ["stop_general", "stop_full"])
+def test_general_part_that_l_more_moves_is_no_comparison(gradient):
+    config = CONFIG | {"discrepancy_gradient": gradient}
+    (found,) = diagnose(config, gains(head=-0.05, tail=-0.05), course(), 0.001)
     assert found.sign == "cannot_tell"
+    assert f"(discrepancy_gradient: {gradient})" in found.text
     assert "under tuning: full with --baseline" in found.text
 
 

@@ -124,7 +124,9 @@ def test_page_of_a_run_with_a_tail_has_its_panels_and_its_test_in_words(titles, 
     assert sentences[-1] in written
 
 
-@pytest.mark.parametrize(("moved", "said"), [(False, "The mechanism is "), (True, "No verdict: L_MORE moved W_g, too")])
+@pytest.mark.parametrize(
+    ("moved", "said"), [(False, "The mechanism is "), (True, "No verdict: by discrepancy_gradient L_MORE moved W_g")]
+)
 def test_a_general_part_that_l_more_moved_gets_no_verdict(photos, moved, said):
     _, targets = photos
     full = (targets + np.random.default_rng(1).normal(size=targets.shape)).astype(np.float32)

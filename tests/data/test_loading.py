@@ -163,10 +163,13 @@ def test_a_process_ends_although_its_worker_is_stuck(fifo):
     ours, theirs = context.Pipe()
     trainer = context.Process(target=_train_until_stuck, args=(fifo, theirs))
     trainer.start()
-    assert ours.poll(60)
-    assert fifo in ours.recv()
-    trainer.join(60)
-    assert trainer.exitcode == 0
+    try:
+        assert ours.poll(60)
+        assert fifo in ours.recv()
+        trainer.join(60)
+        assert trainer.exitcode == 0
+    finally:
+        trainer.kill()
 
 
 @needs_linux
@@ -261,13 +264,15 @@ def test_workers_of_a_killed_trainer_end_those_that_are_stuck_too(fifo):
     ours, theirs = context.Pipe()
     trainer = context.Process(target=_train_until_killed, args=(fifo, theirs))
     trainer.start()
-    assert ours.poll(60)
-    stuck, workers = ours.recv()
-    assert stuck in workers
-    assert len(workers) == 2
-    waits = [ends(pid) for pid in workers]
-    holder = os.open(fifo, os.O_WRONLY)  # or the trainer's end would close, and the read with it
-    trainer.kill()
+    try:
+        assert ours.poll(60)
+        stuck, workers = ours.recv()
+        assert stuck in workers
+        assert len(workers) == 2
+        waits = [ends(pid) for pid in workers]
+        holder = os.open(fifo, os.O_WRONLY)  # or the trainer's end would close, and the read with it
+    finally:
+        trainer.kill()
     try:
         assert all(ended() for ended in waits)
     finally:

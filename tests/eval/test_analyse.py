@@ -45,12 +45,13 @@ def photos(tmp_path_factory):
     return root
 
 
-def make_run(photos, output, *, tail=True, kind="several"):
+def make_run(photos, output, *, tail=True, kind="several", gradient="stop_general"):
     """A run folder as training leaves it, of a CLIP whose weights and tail are random."""
     config = TrainConfig(
         dataset="lists", data_root=str(photos), train_list=f"{kind}_train.txt", test_list=f"{kind}_test.txt",
         class_file="classes.txt", head_min=8, tail_max=5, model="tiny", tuning="more" if tail else "full", run="trial",
         output_dir=str(output), workers=0, batch_size=8, task="single_label" if kind == "one" else "multi_label",
+        discrepancy_gradient=gradient,
     )  # fmt: skip
     clip = load_clip("tiny")
     generator = torch.Generator().manual_seed(1)
@@ -110,11 +111,17 @@ def test_run_with_a_tail_has_every_measure_and_a_page(analyse, exported, tmp_pat
     assert found["models"]["merged"]["fisher"] != found["models"]["general"]["fisher"]
     assert found["tail_layers"][0]["share"] > 0
     assert found["mechanism"]["relative_discrepancy"] > 0
-    assert found["mechanism"]["general_part_moved"]  # by the gradient as it is set by default
+    assert (found["mechanism"]["general_part_moved"], found["mechanism"]["verdict"]) == (True, None)
     assert [change["against"] for change in found["changes"]] == ["general"]
     assert found["diagnosis"]
     assert (tmp_path / "out" / "page_train.png").read_bytes().startswith(b"\x89PNG")
     assert not (exported / "analysis").exists()
+
+
+def test_mechanism_has_a_verdict_where_l_more_left_the_general_part_alone(analyse, photos, tmp_path):
+    _, found = analyse(make_run(photos, tmp_path, gradient="both"))
+    assert not found["mechanism"]["general_part_moved"]
+    assert found["mechanism"]["verdict"].endswith("seen")
 
 
 def test_split_names_the_photos_and_the_files(analyse, run):

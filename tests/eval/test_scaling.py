@@ -200,6 +200,39 @@ def test_all_reduce_by_hand():
     assert all_reduce(50e9, H100, whole, 64, rails=1) == pytest.approx(2 * 63 / 64)
 
 
+def test_bytes_of_fsdp_by_hand():
+    from scaling_machine import H100, Assumptions, sharded
+    from scaling_step import EXACT, LORA, PEFT, PLAIN, STOPPED
+
+    # Weights gathered and gradients scattered, in units of their size, on two GPUs half of it each time.
+    times = {PLAIN: 3, LORA: 3, STOPPED: 4, EXACT: 6, PEFT: 6}
+    for method, number in times.items():
+        assert sharded(100.0, H100, Assumptions(), 2, method)[0] == number * 50
+
+
+def test_a_general_pass_without_a_gradient_costs_a_third_and_no_memory(counted, batch):
+    from scaling_memory import memory
+    from scaling_step import EXACT, PLAIN, STOPPED, work
+
+    job = replace(job_of(counted, batch), photos=64)
+    kept = {method: memory(method, job).a_photo for method in (PLAIN, STOPPED, EXACT)}
+    assert kept[STOPPED] < kept[PLAIN] < 0.7 * kept[EXACT]  # plain keeps all positions of the last block
+    assert work(STOPPED, job).again == pytest.approx(work(EXACT, job).again / 3, rel=0.05)  # patches: a half
+
+
+@pytest.mark.parametrize(("text", "units"), [("step", (6, 2)), ("frozen", (4, 2))])
+def test_operations_of_the_logits_by_hand(counted, batch, text, units):
+    """Forward, gradient of the image features, and of the text features where they have one: 2 N C D each."""
+    from scaling_step import EXACT, PLAIN, STOPPED, work
+
+    job = job_of(counted, batch, text=text)
+    unit = job.photos * job.classes * JOINT
+    full, forward = units
+    assert work(PLAIN, job).logits == full * unit
+    assert work(STOPPED, job).logits == pytest.approx((full + forward) * unit)
+    assert work(EXACT, job).logits == pytest.approx(2 * full * unit)
+
+
 def test_measured_rows_scale_what_was_counted(scaling):
     from scaling_machine import Assumptions
     from scaling_step import EXACT, PEFT, PLAIN
