@@ -225,8 +225,8 @@ def _discrepancy(config: Any) -> list[str]:
     loss = _get(config, "loss")
     if loss in LOSSES_OF_ONE_LABEL and _get(config, "discrepancy_gradient") == "stop_general":
         found.append(
-            f"loss: {loss} is a softmax, where discrepancy_gradient: stop_general has not helped: it took from every "
-            "group under ce, and gave nothing under balanced_softmax (docs/evidence.md); set discrepancy_gradient: "
+            f"loss: {loss} is a softmax, where discrepancy_gradient: stop_general has not helped: it took from head "
+            "and tail under ce, and gave nothing under balanced_softmax (docs/evidence.md); set discrepancy_gradient: "
             "both, or compare with tuning: full"
         )
     by_sample = _get(config, "discrepancy_weighting") == "sample"

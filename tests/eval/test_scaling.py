@@ -233,6 +233,32 @@ def test_operations_of_the_logits_by_hand(counted, batch, text, units):
     assert work(EXACT, job).logits == pytest.approx(2 * full * unit)
 
 
+@pytest.mark.parametrize("text", ["step", "chunks", "refresh", "sampled"])
+def test_time_of_the_text_tower_is_in_the_step(scaling, text):
+    from scaling_machine import H100, Assumptions, overheads, text_seconds
+    from scaling_step import STOPPED
+    from scaling_tables import OPEN, Plan
+
+    plan = Plan(Assumptions(), {name: 2 * value[0] for name, value in scaling.MEASURED.items()})
+    overhead = overheads(plan.measured)[STOPPED]
+    for job in OPEN.values():
+        more = plan.step(STOPPED, replace(job, text=text)).total - plan.step(STOPPED, job).total
+        # Besides, the text tower is moved, and logits have a gradient of its features.
+        assert 0.8 * more < text_seconds(STOPPED, replace(job, text=text), H100, plan.assumed, overhead) < more
+
+
+def test_gradients_hide_behind_the_way_back_of_the_full_pass(scaling):
+    from scaling_lists import _window
+    from scaling_machine import H100, Assumptions, overheads
+    from scaling_step import STOPPED, work
+    from scaling_tables import COCO, Plan
+
+    plan = Plan(Assumptions(), {name: value[0] for name, value in scaling.MEASURED.items()})
+    for clip, job in COCO.items():
+        back = 2 / 3 * work(STOPPED, job).once / (plan.assumed.share * H100.half)
+        assert _window(plan, clip) == pytest.approx(overheads(plan.measured)[STOPPED] * back, rel=0.01)
+
+
 def test_measured_rows_scale_what_was_counted(scaling):
     from scaling_machine import Assumptions
     from scaling_step import EXACT, PEFT, PLAIN
